@@ -1,0 +1,43 @@
+# Everything runs from .venv, which these targets make and keep up to date by themselves.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+.DEFAULT_GOAL := help
+.PHONY: help train test test-all lint constraints clean
+
+help:  ## List the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+train: $(VENV)/.installed  ## Install, then train the default GPT; TRAIN="--minutes 1 ..." passes options on
+	$(BIN)/python -m gpt_keras.train $(TRAIN)
+
+test: $(VENV)/.installed-test  ## The tests, under 10 minutes
+	$(BIN)/python -m pytest -m "not slow" $(TEST)
+
+test-all: $(VENV)/.installed-test  ## The slow ones too
+	$(BIN)/python -m pytest $(TEST)
+
+lint: $(VENV)/.installed-test  ## Style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+constraints: $(VENV)/.installed-test  ## Pin anew what pyproject.toml asks for
+	$(BIN)/pip install -q uv
+	$(BIN)/uv pip compile -q --universal --no-header --no-emit-index-url --python-version 3.11 \
+	    --all-extras --upgrade --no-annotate pyproject.toml -o constraints.txt
+
+clean:  ## Remove the environment and caches; runs and exports stay
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("gpt_keras needs Python 3.11 or newer, not %d.%d: make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,lint]'
+	@touch $@

@@ -1,0 +1,44 @@
+"""Build, train, fine-tune and ship a GPT with Keras.
+
+    lm = gpt_keras.load("runs/default/model")       a trained model: lm.model, lm.tokenizer, lm.generate(...)
+    gpt_keras.GPT(gpt_keras.GPTConfig.from_preset("gpt2"))      a fresh one
+
+Names are imported on first use, so importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "GPT": "gpt_keras.model",
+    "GPTConfig": "gpt_keras.config",
+    "PRESETS": "gpt_keras.config",
+    "InputError": "gpt_keras.data.errors",
+    "LanguageModel": "gpt_keras.language_model",
+    "SamplingOptions": "gpt_keras.generation",
+    "Tokenizer": "gpt_keras.data.tokenizer",
+    "load": "gpt_keras.language_model",
+}
+__all__ = sorted(_PUBLIC)
+
+if TYPE_CHECKING:
+    from gpt_keras.config import PRESETS, GPTConfig
+    from gpt_keras.data.errors import InputError
+    from gpt_keras.data.tokenizer import Tokenizer
+    from gpt_keras.generation import SamplingOptions
+    from gpt_keras.language_model import LanguageModel, load
+    from gpt_keras.model import GPT
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'gpt_keras' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -1,0 +1,106 @@
+"""What all commands share: flags from a dataclass, one-line errors, exit codes.
+
+Exit code 0 success, 2 bad input (one line on standard error), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import docstring_parser
+import jsonargparse
+
+from gpt_keras.data.errors import InputError
+
+
+def run(
+    main: Callable[[Any], int | None],
+    options_type: type,
+    program: str,
+    positional: Sequence[str] = (),
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse the command line into `options_type`, call `main` with it, return the exit code.
+
+    Args:
+        main: The command; its own exit code or `None` for 0.
+        options_type: A dataclass whose docstring describes every field under "Args:".
+        program: Module name, as in `python -m gpt_keras.train`.
+        positional: Fields that are given without a flag, in order.
+        argv: Arguments; those of the process by default.
+    """
+    try:
+        options = parse(options_type, program, positional, sys.argv[1:] if argv is None else argv)
+        return main(options) or 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        sys.stdout = None  # type: ignore[assignment]
+        return 0
+
+
+def parse(options_type: type, program: str, positional: Sequence[str], argv: Sequence[str]) -> Any:
+    """The options of a command line; a first argument ending in .yaml is read as a recipe of them.
+
+    Raises:
+        InputError: Unknown flag (the nearest is named), bad value, missing or damaged recipe.
+        SystemExit: After --help.
+    """
+    parser = _parser(options_type, program, positional)
+    argv = list(argv)
+    if argv and re.search(r"\.ya?ml$", argv[0]):
+        argv[:1] = ["--config", argv[0]]
+    known = {action for entry in parser._actions for action in entry.option_strings}
+    for argument in argv:
+        flag = argument.split("=", 1)[0]
+        if flag.startswith("--") and len(flag) > 2 and flag not in known:
+            near = difflib.get_close_matches(flag, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"see {program} --help"
+            raise InputError(f"unknown flag {flag}: {hint}")
+    try:
+        values = parser.parse_args(argv).as_dict()
+    except (jsonargparse.ArgumentError, ValueError, TypeError, OSError) as error:
+        raise InputError(_one_line(str(error), program)) from error
+    fields = {field.name for field in dataclasses.fields(options_type)}
+    return options_type(**{name: value for name, value in values.items() if name in fields})
+
+
+def _parser(options_type: type, program: str, positional: Sequence[str]) -> jsonargparse.ArgumentParser:
+    documentation = docstring_parser.parse(options_type.__doc__ or "")
+    help_texts = {param.arg_name: param.description or "" for param in documentation.params}
+    parser = jsonargparse.ArgumentParser(
+        prog=program, description=sys.modules[options_type.__module__].__doc__, exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
+    hints = typing.get_type_hints(options_type)
+    for field in dataclasses.fields(options_type):
+        flags = [field.name] if field.name in positional else [f"--{field.name.replace('_', '-')}"]
+        kwargs: dict[str, Any] = {"type": hints[field.name], "help": help_texts[field.name].replace("%", "%%")}
+        if field.default is not dataclasses.MISSING:
+            kwargs["default"] = field.default
+            if field.name in positional:
+                kwargs["nargs"] = "?"
+        elif field.name not in positional:
+            kwargs["required"] = True
+        if hints[field.name] is bool:
+            kwargs["action"] = "store_true"
+            del kwargs["type"]
+        parser.add_argument(*flags, **kwargs)
+    return parser
+
+
+def _one_line(message: str, program: str) -> str:
+    """jsonargparse's explanation, which spans lines, as one."""
+    message = re.sub(r"^Parser key \"(\w+)\":", lambda m: f"--{m[1].replace('_', '-')}:", message.strip())
+    words = " ".join(message.split())
+    return words if len(words) < 300 else words[:297] + "..."

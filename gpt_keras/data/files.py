@@ -1,0 +1,99 @@
+"""Files and folders that are whole or absent: written under a temporary name beside their place, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from gpt_keras.data.errors import InputError
+
+PARTIAL = ".partial-"
+"""Names with this inside are unfinished work: never read, swept when their writer runs again."""
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path; when the block ends well it takes `path`'s place, otherwise nothing stays behind.
+
+    Raises:
+        InputError: The disk is full or the place cannot be written.
+    """
+    with _replacing(Path(path)) as partial:
+        yield partial
+
+
+@contextlib.contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """As `whole_file` for a folder: yields an empty one that takes `path`'s place (an old one goes) at the end."""
+    with _replacing(Path(path)) as partial:
+        partial.mkdir()
+        yield partial
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    partial = path.parent / f"{path.name}{PARTIAL}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        _sync(partial)
+        old = None
+        if path.is_dir():  # os.replace cannot put one folder over another
+            old = partial.with_name(partial.name + "-old")
+            os.replace(path, old)
+        os.replace(partial, path)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise readable(error, path) from error
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def sweep(folder: str | Path) -> None:
+    """Remove what killed writers left in `folder`, except of processes that still run."""
+    for path in Path(folder).glob(f"*{PARTIAL}*"):
+        process = path.name.rsplit(PARTIAL, 1)[1].split("-")[0]
+        if process.isdigit() and _alive(int(process)):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def readable(error: OSError, path: str | Path) -> InputError:
+    """An operating system error as one line of advice."""
+    if error.errno == errno.ENOSPC:
+        return InputError(f"no space left on the disk while writing {path}: free some, or choose another folder")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return InputError(f"{error.filename or path} cannot be written ({error.strerror}): choose another folder")
+    return InputError(f"{error.filename or path}: {error.strerror or error}")
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or every file of a folder, to the disk."""
+    for file in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,178 @@
+"""The operations a GPT spends its time in, each written once in `keras.ops` as the reference.
+
+Where a backend has something faster, a module here registers it under the same name, and `fast_kernels()` turns
+it on for the code traced inside. Outside of it every call runs the reference, which is what is exported and served.
+Each pair agrees in value and gradient (`tests/test_kernels.py`).
+
+Shapes: `batch`, `length` (of the queries), `slots` (of the keys), `heads`, `head_dim` as in `GPTConfig`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+from keras import ops
+
+Tensor = Any
+
+_faster: dict[str, Callable[..., Any]] = {}
+
+
+@contextlib.contextmanager
+def fast_kernels() -> Iterator[None]:
+    """Use this backend's faster kernels for operations traced inside the block, where it has any.
+
+    The TensorFlow ones pay on a CPU for tensors whose sizes are all known (`tensorflow_training`). On JAX, and for
+    other tensors, the block changes nothing.
+    """
+    if keras.backend.backend() == "tensorflow":
+        from gpt_keras.kernels import tensorflow_training
+
+        _faster.update(tensorflow_training.KERNELS)
+    try:
+        yield
+    finally:
+        _faster.clear()
+
+
+def _choose(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, giving way to a faster one of its name while `fast_kernels` is on and all sizes are known."""
+    name = reference.__name__
+
+    @functools.wraps(reference)
+    def kernel(x: Tensor, *arguments: Any) -> Tensor:
+        faster = _faster.get(name)
+        if faster is not None and None not in x.shape:
+            return faster(x, *arguments)
+        return reference(x, *arguments)
+
+    return kernel
+
+
+@_choose
+def rms_norm(x: Tensor, scale: Tensor, epsilon: float) -> Tensor:
+    """`x / rms(x) * scale` over the last axis, computed in float32, returned in `x`'s dtype."""
+    wide = ops.cast(x, "float32")
+    wide = wide * ops.rsqrt(ops.mean(ops.square(wide), axis=-1, keepdims=True) + epsilon)
+    return ops.cast(wide * ops.cast(scale, "float32"), x.dtype)
+
+
+@_choose
+def layer_norm(x: Tensor, scale: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+    """`(x - mean(x)) / std(x) * scale + bias` over the last axis, computed in float32, returned in `x`'s dtype."""
+    wide = ops.cast(x, "float32")
+    wide = wide - ops.mean(wide, axis=-1, keepdims=True)
+    wide = wide * ops.rsqrt(ops.mean(ops.square(wide), axis=-1, keepdims=True) + epsilon)
+    return ops.cast(wide * ops.cast(scale, "float32") + ops.cast(bias, "float32"), x.dtype)
+
+
+@_choose
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """`silu(gate) * up` (Shazeer 2020)."""
+    return ops.silu(gate) * up
+
+
+@_choose
+def gelu(x: Tensor) -> Tensor:
+    """The tanh form of GELU that GPT-1 and GPT-2 use (Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415)."""
+    return ops.gelu(x, approximate=True)
+
+
+@_choose
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of `x` [batch, heads, length, head_dim], pairing dimension i with i + head_dim / 2.
+
+    `cos` and `sin` are [batch or 1, 1, length, head_dim / 2] in float32.
+    """
+    first, second = ops.split(x, 2, axis=-1)
+    cos, sin = ops.cast(cos, x.dtype), ops.cast(sin, x.dtype)
+    return ops.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def attention_probabilities(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    """`softmax(query @ key^T / sqrt(head_dim))` over the keys that `mask` lets through, softmax in float32.
+
+    Args:
+        query: [batch, heads, length, head_dim].
+        key: [batch, key_value_heads, slots, head_dim]; each serves `heads / key_value_heads` query heads.
+        mask: Boolean [batch or 1, length, slots], true where a query may look.
+
+    Returns:
+        [batch, heads, length, slots] in `query`'s dtype.
+    """
+    batch, heads, length, head_dim = query.shape
+    batch, length = size(query, 0), size(query, 2)
+    key_value_heads, slots = key.shape[1], size(key, 2)
+    groups = heads // key_value_heads
+    scale = ops.cast(1.0 / math.sqrt(head_dim), query.dtype)
+    # Query heads that share a key head become rows of one matrix product, so no key is ever repeated in memory.
+    rows = ops.reshape(query * scale, (batch, key_value_heads, groups * length, head_dim))
+    scores = ops.matmul(rows, ops.transpose(key, (0, 1, 3, 2)))
+    return masked_softmax(ops.reshape(scores, (batch, heads, length, slots)), mask)
+
+
+@_choose
+def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax of `scores` [batch, heads, length, slots] where `mask` [batch or 1, length, slots] is true, 0 elsewhere.
+
+    Computed in float32, returned in `scores`' dtype.
+    """
+    wide = ops.where(mask[:, None], ops.cast(scores, "float32"), -1e30)
+    return ops.cast(ops.softmax(wide, axis=-1), scores.dtype)
+
+
+def weighted_values(probabilities: Tensor, value: Tensor) -> Tensor:
+    """`probabilities @ value`, [batch, heads, length, head_dim], for grouped values as in `attention_probabilities`."""
+    heads, key_value_heads, head_dim = probabilities.shape[1], value.shape[1], value.shape[3]
+    batch, length, slots = size(probabilities, 0), size(probabilities, 2), size(value, 2)
+    rows = ops.reshape(probabilities, (batch, key_value_heads, heads // key_value_heads * length, slots))
+    return ops.reshape(ops.matmul(rows, value), (batch, heads, length, head_dim))
+
+
+def write_cache(buffer: Tensor, new: Tensor, positions: Tensor) -> Tensor:
+    """`buffer` with row b's new entry t at slot `positions[b, t]`.
+
+    Args:
+        buffer: [batch, key_value_heads, slots, head_dim].
+        new: [batch, key_value_heads, length, head_dim].
+        positions: int32 [batch, length].
+    """
+    batch, heads, length = size(new, 0), new.shape[1], size(new, 2)
+    shape = (batch, heads, length)
+    rows = ops.broadcast_to(ops.reshape(ops.arange(batch, dtype="int32"), (-1, 1, 1)), shape)
+    columns = ops.broadcast_to(ops.reshape(ops.arange(heads, dtype="int32"), (1, -1, 1)), shape)
+    slots = ops.broadcast_to(positions[:, None, :], shape)
+    indices = ops.reshape(ops.stack([rows, columns, slots], axis=-1), (-1, 3))
+    entries = ops.reshape(ops.cast(new, buffer.dtype), (-1, new.shape[3]))
+    return ops.scatter_update(buffer, indices, entries)
+
+
+def project_to_vocabulary(x: Tensor, table: Tensor) -> Tensor:
+    """`x @ table^T`: logits [..., vocabulary] of `x` [..., hidden_dim] and `table` [vocabulary, hidden_dim]."""
+    return ops.matmul(x, ops.transpose(table))
+
+
+@_choose
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood of each target in nats.
+
+    Args:
+        logits: [..., vocabulary].
+        targets: int [...].
+
+    Returns:
+        float32 [...].
+    """
+    logits = ops.cast(logits, "float32")
+    picked = ops.take_along_axis(logits, ops.cast(targets, "int32")[..., None], axis=-1)[..., 0]
+    return ops.logsumexp(logits, axis=-1) - picked
+
+
+def size(x: Tensor, axis: int) -> Any:
+    """The static size where it is known, else the dynamic one."""
+    return x.shape[axis] if x.shape[axis] is not None else ops.shape(x)[axis]

@@ -1,0 +1,133 @@
+"""`GPT`: a functional `keras.Model` over the parts in `layers.py`, and the one step function that all else calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from gpt_keras import kernels
+from gpt_keras.config import GPTConfig
+from gpt_keras.layers import Cache, DecoderBlock, OutputHead, TokenAndPositionEmbedding, make_norm
+
+Tensor = Any
+
+
+@keras.saving.register_keras_serializable(package="gpt_keras")
+class GPT(keras.Model):
+    """A Transformer decoder: token ids in, logits for the next token at every position out.
+
+    `model(token_ids)` maps int32 [batch, length] to logits [batch, length, vocabulary_size] in the compute dtype.
+    It is an ordinary functional model: `summary()`, `fit()`, `save()` and `keras.saving.load_model()` work.
+
+    Args:
+        config: The shape of the model.
+        **kwargs: `name`, `dtype` (a dtype or policy for every layer) of `keras.Model`.
+
+    Example:
+        >>> model = GPT(GPTConfig.from_preset("nano"))
+        >>> model(np.zeros((1, 16), "int32")).shape
+        (1, 16, 1024)
+    """
+
+    def __init__(self, config: GPTConfig, **kwargs: Any) -> None:
+        dtype = kwargs.pop("dtype", None)
+        kwargs.setdefault("name", "gpt")
+
+        # === Layers ===
+        embedding = TokenAndPositionEmbedding(config, dtype=dtype, name="embedding")
+        blocks = [DecoderBlock(config, dtype=dtype, name=f"block_{i}") for i in range(config.num_layers)]
+        # After post-norm blocks the stream is normalized already.
+        final_norm = make_norm(config, dtype=dtype, name="final_norm") if config.norm_order == "pre" else None
+        head = OutputHead(config, embedding, dtype=dtype, name="output_head")
+
+        # === Functional model ===
+        token_ids = keras.Input((None,), dtype="int32", name="token_ids")
+        x = embedding(token_ids)
+        for block in blocks:
+            x = block(x)
+        if final_norm is not None:
+            x = final_norm(x)
+        super().__init__(inputs=token_ids, outputs=head(x), **kwargs)
+
+        # === Config ===
+        self.config = config
+        self.embedding = embedding
+        self.blocks = blocks
+        self.final_norm = final_norm
+        self.output_head = head
+
+    def step(
+        self,
+        token_ids: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: list[Cache] | None = None,
+        select: Tensor | None = None,
+    ) -> tuple[Tensor, list[Cache] | None]:
+        """One pass over `length` tokens: prefill with many, decoding with one, training without a cache.
+
+        Args:
+            token_ids: int32 [batch, length].
+            positions: int32 [batch, length]; the place of each token in its row, and its slot in the cache. Required
+                with a cache, else 0, 1, 2, ... Padding behind a prompt takes the positions behind it: what it writes
+                is never seen, since a query looks only at slots up to its own position, and is overwritten later.
+            mask: Boolean [batch or 1, length, slots], in addition to causality (`MaskedMultiHeadSelfAttention`).
+            cache: From `make_cache` or an earlier step.
+            select: int32 [batch]; give logits for this one index of each row only, the last token of a prompt, say.
+
+        Returns:
+            Logits [batch, length (1 with `select`), vocabulary_size], and the cache with this call's tokens in it.
+        """
+        x, cache = self.hidden_states(token_ids, positions, mask, cache)
+        if select is not None:
+            x = ops.take_along_axis(x, ops.cast(select, "int32")[:, None, None], axis=1)
+        return self.output_head(x), cache
+
+    def hidden_states(
+        self,
+        token_ids: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: list[Cache] | None = None,
+    ) -> tuple[Tensor, list[Cache] | None]:
+        """What the output head sees, [batch, length, hidden_dim], and the cache. Arguments as `step`."""
+        if cache is not None and positions is None:
+            raise ValueError("a step with a cache needs the tokens' positions")
+        x = self.embedding(token_ids, positions=positions)
+        new_cache: list[Cache] = []
+        for i, block in enumerate(self.blocks):
+            x = block(x, positions=positions, mask=mask, cache=None if cache is None else cache[i])
+            if cache is not None:
+                x, entry = x
+                new_cache.append(entry)
+        if self.final_norm is not None:
+            x = self.final_norm(x)
+        return x, new_cache if cache is not None else None
+
+    def make_cache(self, batch_size: Any, length: int) -> list[Cache]:
+        """Empty keys and values for `batch_size` rows of up to `length` tokens, one pair a layer.
+
+        Each buffer is [batch_size, num_key_value_heads, length, head_dim] in the compute dtype.
+        """
+        shape = (batch_size, self.config.num_key_value_heads, length, self.config.head_dim)
+        zeros = [(ops.zeros(shape, self.compute_dtype), ops.zeros(shape, self.compute_dtype)) for _ in self.blocks]
+        return zeros
+
+    def train_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Keras's own training step, traced with the backend's faster kernels where it has any."""
+        with kernels.fast_kernels():
+            return super().train_step(*args, **kwargs)
+
+    @property
+    def compute_dtype(self) -> str:
+        """The dtype of activations, caches and logits."""
+        return self.embedding.compute_dtype
+
+    def get_config(self) -> dict[str, Any]:
+        return {"config": self.config.to_dict(), "name": self.name, "dtype": self.embedding.dtype_policy.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> GPT:
+        return cls(**{**config, "config": GPTConfig(**config["config"])})

@@ -1,0 +1,109 @@
+"""Train a GPT: text in, a model folder and a SavedModel out.
+
+    python -m gpt_keras.train                              Python's own sources, about 7 minutes on two cores
+    python -m gpt_keras.train --data book.txt --minutes 3 --run-dir runs/book
+    python -m gpt_keras.train RECIPE.yaml                  options from a file; flags given as well win
+
+Run it again to go on after an interruption.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from gpt_keras import command
+from gpt_keras.backend import select_backend
+from gpt_keras.training.options import TrainOptions
+
+PROGRAM = "python -m gpt_keras.train"
+
+
+def main(options: TrainOptions) -> None:
+    from rich.console import Console
+
+    console = Console(stderr=options.json)
+    select_backend(options.backend)
+    folder = options.run_dir
+    if options.restart and folder.exists():
+        from gpt_keras.training.run import put_aside
+
+        console.print(f"{folder} is now {put_aside(folder)}", highlight=False)
+    summary = finished(options)
+    if summary is None:
+        from gpt_keras.training.run import TrainingRun
+
+        summary = TrainingRun(options, console).execute()
+        show(summary, console)
+    else:
+        console.print(f"{folder} holds a finished run; nothing was done.", highlight=False)
+        show(summary, console)
+        console.print(
+            f"To train it further: {PROGRAM} --minutes M (more than {summary['metrics']['train_seconds'] / 60:.1f})"
+            + ("" if folder == TrainOptions.run_dir else f" --run-dir {folder}")
+            + f"\nTo start over:       {PROGRAM} --restart (this run is kept beside it)",
+            highlight=False,
+        )
+    if options.json:
+        print(json.dumps({"run": summary["run"], "metrics": summary["metrics"]}))
+
+
+def finished(options: TrainOptions) -> dict[str, Any] | None:
+    """The summary of the run in the folder, if it has done all that the options ask for."""
+    try:
+        summary = json.loads((options.run_dir / "summary.json").read_text("utf-8"))
+        metrics = summary["metrics"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if options.steps is not None:
+        return summary if metrics["steps"] >= options.steps else None
+    assert options.minutes is not None
+    return summary if metrics["train_seconds"] >= 60.0 * options.minutes else None
+
+
+def show(summary: dict[str, Any], console: Any) -> None:
+    """The samples, the table and what to do next."""
+    from rich.table import Table
+    from rich.text import Text
+
+    metrics, folder = summary["metrics"], Path(summary["run"])
+    for sample in summary["samples"]:
+        console.rule(style="dim")
+        console.print(Text(sample["prompt"], style="bold").append(Text(sample["text"], style="not bold")))
+    console.rule(style="dim")
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    rows = [
+        ("parameters", f"{metrics['parameters']:,}"),
+        ("tokens seen", f"{metrics['tokens']:,} in {metrics['steps']:,} steps, {metrics['tokens_per_second']:,.0f} a second"),
+        ("validation loss", f"{metrics['val_loss']:.4f} nats per token"),
+        ("bits per byte", f"{metrics['val_bits_per_byte']:.4f} on {metrics['val_bytes']:,} held-out bytes"),
+        ("  xz -9e, each document", f"{metrics['xz_bits_per_byte']:.4f}"),
+        ("  xz -9e, as one file", f"{metrics['xz_concatenated_bits_per_byte']:.4f}"),
+        ("time", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in summary["stage_seconds"].items())),
+        ("in all", f"{metrics['total_seconds'] / 60:.1f} minutes"),
+        ("loss curve, samples", f"{folder / 'loss.png'}, {folder / 'samples.md'}"),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, highlight=False)
+    console.print(f"\nThe model is in {folder / 'model'}" + _exported(summary) + ". Try:", highlight=False)
+    console.print(
+        f'  python -m gpt_keras.generate {folder / "model"} --prompt "def main(" --temperature 0.8\n'
+        f"  tensorboard --logdir {folder / 'logs'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _exported(summary: dict[str, Any]) -> str:
+    return f", exported for TF Serving to {summary['exported']}" if summary["exported"] else ""
+
+
+def cli() -> int:
+    return command.run(main, TrainOptions, PROGRAM)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

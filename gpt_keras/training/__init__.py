@@ -1,0 +1,1 @@
+"""Training a GPT with `model.fit`: optimizer, schedule, loss, precision, callbacks, checkpoints."""

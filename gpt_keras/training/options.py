@@ -1,0 +1,121 @@
+"""What a training run can be told. Imports no keras, so that the backend can still be chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gpt_keras.data.errors import InputError
+
+
+@dataclass
+class TrainOptions:
+    """Options of `python -m gpt_keras.train`.
+
+    Args:
+        data: Text to learn from: a path, a glob, python-stdlib, tfds:NAME, hf:ORG/NAME, or a prepared corpus folder.
+        text_key: Field of JSON records that holds the text.
+        validation: What to hold out: auto, a fraction of the bytes such as 0.05, or tail:0.1.
+        tokenizer: A tokenizer.model to use instead of training one on the data.
+        vocabulary_size: Pieces of the tokenizer; the preset's number by default.
+        preset: The model's shape, by name (gpt_keras.config.PRESETS).
+        context_length: Tokens of context; the preset's number by default.
+        num_layers: Decoder blocks; the preset's number by default.
+        hidden_dim: Width; the preset's number by default.
+        num_heads: Attention heads; the preset's number by default.
+        intermediate_dim: Inner width of the feed-forward network; the preset's number by default.
+        dropout: Dropout rate; the preset's rate by default.
+        steps: Train for this many optimizer steps.
+        minutes: Train for this many minutes; 5.5 where no steps are given.
+        batch_size: Windows of context_length tokens in a step.
+        optimizer: muon (for matrices, Adam for the rest) or adamw.
+        learning_rate: Peak learning rate; for muon, that of the matrices.
+        adam_ratio: With muon, Adam's learning rate as a share of learning_rate.
+        weight_decay: Decoupled weight decay, on matrices only.
+        schedule: Learning rate over the run: wsd, cosine or linear.
+        warmup_steps: Steps over which the learning rate rises.
+        decay: For wsd, the share of the run over which the rate falls to 0.
+        clip_norm: Global norm that gradients are clipped to; 0 for none.
+        seed: Of initial weights, data order and dropout.
+        precision: float32, mixed_bfloat16, or auto for the fastest here.
+        backend: tensorflow or jax; the environment's KERAS_BACKEND, else tensorflow.
+        checkpoint_seconds: Time between checkpoints.
+        evaluations: How many times the held-out loss is measured along the way.
+        run_dir: Where everything of this run goes.
+        export_dir: TF Serving's base path, where the trained model is exported under the run's name; none to skip.
+        restart: Put an existing run of that name aside and start from nothing.
+        json: Print one JSON object as the last line.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+
+    data: str = "python-stdlib"
+    text_key: str = "text"
+    validation: str = "auto"
+    tokenizer: Path | None = None
+    vocabulary_size: int | None = None
+    preset: str = "micro"
+    context_length: int | None = None
+    num_layers: int | None = None
+    hidden_dim: int | None = None
+    num_heads: int | None = None
+    intermediate_dim: int | None = None
+    dropout: float | None = None
+    steps: int | None = None
+    minutes: float | None = None
+    batch_size: int = 8
+    optimizer: Literal["muon", "adamw"] = "muon"
+    learning_rate: float = 0.01
+    adam_ratio: float = 0.3
+    weight_decay: float = 0.01
+    schedule: Literal["wsd", "cosine", "linear"] = "wsd"
+    warmup_steps: int = 20
+    decay: float = 0.6
+    clip_norm: float = 1.0
+    seed: int = 0
+    precision: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
+    backend: Literal["tensorflow", "jax"] | None = None
+    checkpoint_seconds: float = 60.0
+    evaluations: int = 5
+    run_dir: Path = Path("runs/default")
+    export_dir: Path | None = Path("saved_models")
+    restart: bool = False
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.minutes is not None:
+            raise InputError("give --steps or --minutes, not both")
+        if self.steps is None and self.minutes is None:
+            self.minutes = 5.5
+        positive = ("batch_size", "learning_rate", "adam_ratio", "checkpoint_seconds")
+        for name in (*positive, "steps", "minutes"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise InputError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+        for name in ("weight_decay", "warmup_steps", "clip_norm", "evaluations", "seed"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"--{name.replace('_', '-')} must be 0 or above, not {getattr(self, name)}")
+        if not 0.0 <= self.decay <= 1.0:
+            raise InputError(f"--decay must be from 0 to 1, not {self.decay}")
+
+    def model_overrides(self) -> dict[str, int | float]:
+        """The shape fields that were given, to lay over the preset's."""
+        names = ("context_length", "num_layers", "hidden_dim", "num_heads", "intermediate_dim", "dropout")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+MAY_CHANGE = {
+    "steps",
+    "minutes",
+    "backend",
+    "precision",
+    "checkpoint_seconds",
+    "evaluations",
+    "export_dir",
+    "restart",
+    "json",
+    "run_dir",
+}
+"""Options that may differ when a run goes on; all others shape what was already learned."""

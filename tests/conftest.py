@@ -1,0 +1,81 @@
+"""Small real things for the tests: a corpus on disk, a tokenizer trained on it, a model with weights that matter."""
+
+import os
+import random
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+
+from gpt_keras.config import GPTConfig
+from gpt_keras.data.preparation import prepare, split_and_train_tokenizer
+from gpt_keras.data.shards import Corpus
+from gpt_keras.data.tokenizer import Tokenizer
+
+TENSORFLOW = os.environ["KERAS_BACKEND"] == "tensorflow"
+
+NAMES = ["parse", "read", "write", "split", "merge", "count", "sort", "find", "load", "close"]
+THINGS = ["line", "file", "token", "word", "tree", "node", "graph", "table", "row", "key"]
+
+
+def program(seed: int) -> str:
+    """A page of text that looks like source code: regular enough to learn, varied enough to hold out."""
+    draw = random.Random(seed)
+    functions = []
+    for _ in range(draw.randint(3, 9)):
+        name, thing, other = draw.choice(NAMES), draw.choice(THINGS), draw.choice(THINGS)
+        functions.append(
+            f"def {name}_{thing}({other}, limit={draw.randint(1, 99)}):\n"
+            f'    """{name.title()} every {thing} of the {other}."""\n'
+            f"    for {thing} in {other}:\n"
+            f"        if {thing}.{draw.choice(NAMES)}():\n"
+            f"            yield {thing}\n"
+            f"    return len({other})\n"
+        )
+    return "\n\n".join(functions)
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory) -> str:
+    """A folder of 120 small files, about 100 KB."""
+    folder = tmp_path_factory.mktemp("source")
+    for number in range(120):
+        (folder / f"module_{number:03d}.py").write_text(program(number), "utf-8")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(source) -> Tokenizer:
+    return split_and_train_tokenizer(source, 512)
+
+
+@pytest.fixture(scope="session")
+def corpus(source, tokenizer, tmp_path_factory) -> Corpus:
+    return prepare(source, tokenizer, tmp_path_factory.mktemp("prepared") / "corpus")
+
+
+@pytest.fixture
+def config() -> GPTConfig:
+    """Initial weights wide enough that every part changes the logits."""
+    return GPTConfig.from_preset("nano", vocabulary_size=512, context_length=96, initializer_range=0.3)
+
+
+@pytest.fixture
+def model(config):
+    return build(config)
+
+
+def build(config: GPTConfig, seed: int = 0):
+    import keras
+
+    from gpt_keras.model import GPT
+
+    keras.utils.set_random_seed(seed)
+    return GPT(config)
+
+
+def random_ids(shape, vocabulary_size: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, vocabulary_size, shape).astype(np.int32)

@@ -1,0 +1,105 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from gpt_keras.data import shards
+from gpt_keras.data.errors import InputError
+from gpt_keras.data.files import sweep, whole_folder
+from gpt_keras.data.preparation import prepare
+from gpt_keras.data.shards import Corpus
+from gpt_keras.data.sources import open_source
+from gpt_keras.data.split import plan_split
+
+
+def decoded(corpus: Corpus, split: str) -> list[str]:
+    """The documents of a split, from its tokens."""
+    stream, tokenizer = corpus.streams[split], corpus.tokenizer
+    ids = stream.read(0, len(stream))
+    begins = np.flatnonzero(ids == tokenizer.begin_id)
+    documents = np.split(ids, begins[1:])
+    assert all(part[0] == tokenizer.begin_id and part[-1] == tokenizer.end_id for part in documents)
+    return [tokenizer.decode(part[1:-1]) for part in documents]
+
+
+def test_shards_hold_every_document_once_on_its_side(source, corpus):
+    documents = open_source(source)
+    sides = list(plan_split(documents()).divide(documents()))
+    assert decoded(corpus, "train") == [d.text for held_out, d in sides if not held_out]
+    assert decoded(corpus, "validation") == [d.text for held_out, d in sides if held_out]
+
+
+def test_held_out_text_and_bytes_are_recorded(corpus):
+    texts = [document.text for document in corpus.held_out_documents()]
+    assert texts == decoded(corpus, "validation")
+    assert corpus.bytes("validation") == sum(len(text.encode()) for text in texts)
+
+
+def test_many_shards_read_as_one_stream(source, corpus, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 1000)
+    many = prepare(source, tokenizer, tmp_path / "many")
+    files = [entry["file"] for entry in many.manifest["splits"]["train"]["shards"]]
+    assert len(files) > 3
+    assert files[0] == f"train-00000-of-{len(files):05d}.npy"
+    one, other = corpus.streams["train"], many.streams["train"]
+    assert len(one) == len(other)
+    for start, length in ((0, len(one)), (995, 10), (1000, 1000), (999, 2001), (len(one) - 1, 1), (7, 0)):
+        assert np.array_equal(one.read(start, length), other.read(start, length))
+    with pytest.raises(IndexError):
+        other.read(len(one) - 1, 2)
+
+
+def test_another_tokenizer_is_noticed(corpus, tmp_path):
+    shutil.copytree(corpus.folder, tmp_path / "copy")
+    (tmp_path / "copy" / "tokenizer.model").write_bytes(b"something else")
+    with pytest.raises(InputError, match="tokenizer"):
+        Corpus(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "longer"])
+def test_damaged_shards_are_named(corpus, tmp_path, damage):
+    shutil.copytree(corpus.folder, tmp_path / "copy")
+    shard = next((tmp_path / "copy").glob("train-*.npy"))
+    if damage == "cut":
+        shard.write_bytes(shard.read_bytes()[:-100])
+    elif damage == "gone":
+        shard.unlink()
+    else:
+        np.save(shard, np.zeros(12345, np.uint16))
+    with pytest.raises(InputError, match=shard.name):
+        Corpus(tmp_path / "copy")
+
+
+def test_a_damaged_manifest_is_named(corpus, tmp_path):
+    shutil.copytree(corpus.folder, tmp_path / "copy")
+    (tmp_path / "copy" / "corpus.json").write_text(json.dumps(corpus.manifest)[:-20])
+    with pytest.raises(InputError, match=r"corpus\.json: damaged"):
+        Corpus(tmp_path / "copy")
+
+
+def test_a_full_disk_leaves_nothing_behind(source, tokenizer, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(InputError, match="no space left on the disk"):
+        prepare(source, tokenizer, tmp_path / "corpus")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_leaves_nothing_behind_and_keeps_what_was_there(tmp_path):
+    with whole_folder(tmp_path / "made") as folder:
+        (folder / "file").write_text("first")
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "made") as folder:
+        (folder / "file").write_text("second")
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    assert (tmp_path / "made" / "file").read_text() == "first"
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path):
+    (tmp_path / "corpus.partial-999999999-abc").mkdir()
+    (tmp_path / "kept").mkdir()
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]

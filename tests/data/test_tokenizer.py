@@ -1,0 +1,140 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt_keras.data.errors import InputError
+from gpt_keras.data.hub_tokenizer import build_hub_tokenizer
+from gpt_keras.data.tokenizer import ROLES, Tokenizer, stream_decode, train_tokenizer
+
+# Any string without NUL and lone surrogates, rich in what tokenizers like to lose.
+TRICKY = st.sampled_from(
+    ["\n", "\n\n    ", "\t", "  ", "\r\n", "\u2581", "\u2582", "\u2582a", "\u2582b", "é", "e\u0301", "🎉", "\u200d", "👩\u200d💻",
+     "\ufeff", "\ufffd", "\x01", "\x7f", "<s>", "</s>", "<pad>", "<unk>", "<|user|>", "<0x0A>", "ﬁ", "２", "\u00a0"]
+)  # fmt: skip
+ANY = st.characters(exclude_categories=("Cs",), exclude_characters="\0")
+TEXT = st.lists(TRICKY | ANY | st.text(ANY, max_size=5), max_size=30).map("".join)
+
+
+@given(text=TEXT)
+@settings(max_examples=500, deadline=None)
+def test_every_string_comes_back_as_it_went_in(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@given(text=TEXT)
+@settings(max_examples=300, deadline=None)
+def test_text_never_encodes_to_a_control_token(tokenizer, text):
+    control = {tokenizer.begin_id, tokenizer.end_id, tokenizer.padding_id, *map(tokenizer.role_id, ROLES)}
+    assert not control.intersection(tokenizer.encode(text))
+
+
+def test_control_tokens_are_there_and_all_different(tokenizer):
+    ids = [tokenizer.begin_id, tokenizer.end_id, tokenizer.padding_id, *map(tokenizer.role_id, ROLES)]
+    assert len(set(ids)) == 6
+    assert all(0 < i < tokenizer.vocabulary_size for i in ids)
+
+
+def test_a_newline_and_its_indent_are_one_token(tokenizer):
+    assert len(tokenizer.encode("\n        ")) == 1
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\ud800b"])
+def test_what_no_token_can_represent_is_a_clear_error(tokenizer, text):
+    with pytest.raises(InputError, match=r"NUL character \(at 1\)|surrogate \(at 1\)"):
+        tokenizer.encode(text)
+
+
+def test_graph_tokenizer_equals_this_one(tokenizer):
+    import tensorflow as tf
+
+    from gpt_keras.data.graph_tokenizer import GraphTokenizer
+
+    graph = GraphTokenizer(tokenizer)
+    examples = []
+
+    @given(text=TEXT)
+    @settings(max_examples=300, deadline=None)
+    def collect(text):
+        examples.append(text)
+
+    collect()
+    tokens = graph.encode(tf.constant(examples))
+    assert tokens.to_list() == tokenizer.encode_batch(examples)
+    assert [text.decode() for text in graph.decode(tokens).numpy()] == examples
+
+
+def test_graph_tokenizer_gives_valid_text_for_broken_bytes(tokenizer):
+    import tensorflow as tf
+
+    from gpt_keras.data.graph_tokenizer import GraphTokenizer
+
+    half = tokenizer.encode("🎉")[:2]
+    (text,) = GraphTokenizer(tokenizer).decode(tf.RaggedTensor.from_row_lengths(half, [2])).numpy()
+    assert "\ufffd" in text.decode("utf-8")
+
+
+@given(text=TEXT)
+@settings(max_examples=300, deadline=None)
+def test_hub_tokenizer_gives_the_same_ids_and_text(tokenizer, text):
+    hub = HUB.setdefault("it", None) or HUB.setdefault("now", build_hub_tokenizer(tokenizer))
+    if any(special in text for special in ("<s>", "</s>", "<pad>", "<unk>", "<|")):
+        return  # Hugging Face parses special tokens in text; that is its convention
+    assert hub.encode(text, add_special_tokens=False).ids == tokenizer.encode(text)
+    assert hub.decode(tokenizer.encode(text), skip_special_tokens=False) == text
+
+
+HUB: dict = {}
+
+
+@given(text=TEXT)
+@settings(max_examples=200, deadline=None)
+def test_streamed_text_never_splits_a_character(tokenizer, text):
+    parts = list(stream_decode(tokenizer, tokenizer.encode(text)))
+    assert "".join(parts) == text
+    assert all("\ufffd" not in part for part in parts) or "\ufffd" in text
+
+
+def test_a_corpus_too_small_for_the_vocabulary_says_how_large_it_may_be():
+    with pytest.raises(InputError, match=r"at most (\d+)") as error:
+        train_tokenizer(["hello world, hello there"], 5000)
+    largest = int(str(error.value).split("at most ")[1].split(";")[0])
+    assert train_tokenizer(["hello world, hello there"], largest).vocabulary_size == largest
+
+
+def test_a_vocabulary_too_small_for_bytes_is_a_clear_error(source):
+    with pytest.raises(InputError, match="too small for the bytes"):
+        train_tokenizer(["some text " * 50], 100)
+
+
+def test_save_and_load_keep_the_fingerprint(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "tokenizer.model")
+    assert Tokenizer.load(tmp_path).fingerprint == tokenizer.fingerprint
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\x0a\x05abc"])
+def test_a_damaged_model_is_a_clear_error(tmp_path, content):
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(InputError, match=r"tokenizer\.model: not a SentencePiece model"):
+        Tokenizer.load(tmp_path)
+
+
+def test_interrupt_during_training_leaves_no_tokenizer(source, tmp_path):
+    output = tmp_path / "tokenizer.model"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gpt_keras.tokenizer", "train", "python-stdlib", "--output", str(output)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    time.sleep(3.0)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert error.strip().splitlines()[-1] == "interrupted"
+    assert list(tmp_path.iterdir()) == []
