@@ -25,13 +25,15 @@ _PUBLIC = {
 }
 __all__ = sorted(_PUBLIC)
 
-if TYPE_CHECKING:
-    from gpt_keras.config import PRESETS, GPTConfig
-    from gpt_keras.data.errors import InputError
-    from gpt_keras.data.tokenizer import Tokenizer
-    from gpt_keras.generation import SamplingOptions
-    from gpt_keras.language_model import LanguageModel, load
-    from gpt_keras.model import GPT
+if TYPE_CHECKING:  # the same names, for type checkers and editors
+    from gpt_keras.config import PRESETS as PRESETS
+    from gpt_keras.config import GPTConfig as GPTConfig
+    from gpt_keras.data.errors import InputError as InputError
+    from gpt_keras.data.tokenizer import Tokenizer as Tokenizer
+    from gpt_keras.generation import SamplingOptions as SamplingOptions
+    from gpt_keras.language_model import LanguageModel as LanguageModel
+    from gpt_keras.language_model import load as load
+    from gpt_keras.model import GPT as GPT
 
 
 def __getattr__(name: str) -> Any:

@@ -62,7 +62,7 @@ class Architecture:
         if self.model_type in ("gpt2", "openai-gpt"):
             if config.num_key_value_heads != config.num_heads:
                 return "num_key_value_heads"
-            if config.head_dim * config.num_heads != config.hidden_dim:  # type: ignore[operator]
+            if config.head_dim * config.num_heads != config.hidden_dim:
                 return "head_dim"
         if self.model_type == "openai-gpt" and config.intermediate_dim != 4 * config.hidden_dim:
             return "intermediate_dim"
@@ -260,7 +260,9 @@ def read_config(raw: dict[str, Any]) -> tuple[GPTConfig, Architecture | None]:
     kind = raw.get("model_type")
     try:
         if kind == "gpt_keras":
-            return GPTConfig(**{key: value for key, value in raw.items() if key in GPTConfig.__dataclass_fields__}), None
+            return GPTConfig(
+                **{key: value for key, value in raw.items() if key in GPTConfig.__dataclass_fields__}
+            ), None
         if kind not in ARCHITECTURES:
             known = ", ".join([*ARCHITECTURES, "gpt_keras"])
             raise InputError(f"config.json: model_type {kind!r} is not supported; known are {known}")

@@ -45,7 +45,7 @@ def run(
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 0
 
 

@@ -47,9 +47,10 @@ class GPTConfig:
     num_layers: int = 12
     hidden_dim: int = 768
     num_heads: int = 12
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
-    intermediate_dim: int | None = None
+    # These three follow from others where they are not given, and are whole numbers from then on.
+    num_key_value_heads: int = None  # type: ignore[assignment]
+    head_dim: int = None  # type: ignore[assignment]
+    intermediate_dim: int = None  # type: ignore[assignment]
     position: Literal["learned", "sinusoidal", "rotary"] = "learned"
     rope_theta: float = 10000.0
     normalization: Literal["layer_norm", "rms_norm"] = "layer_norm"
@@ -90,7 +91,6 @@ class GPTConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
-        assert self.num_key_value_heads is not None and self.head_dim is not None
         if self.num_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_heads={self.num_heads} is not a multiple of num_key_value_heads={self.num_key_value_heads}"

@@ -1,8 +1,8 @@
 """Prepare a corpus for training once, and look at it.
 
-    python -m gpt_keras.corpus prepare python-stdlib --tokenizer tokenizer.model --output corpora/stdlib
-    python -m gpt_keras.corpus inspect corpora/stdlib
-    python -m gpt_keras.train --data corpora/stdlib
+python -m gpt_keras.corpus prepare python-stdlib --tokenizer tokenizer.model --output corpora/stdlib
+python -m gpt_keras.corpus inspect corpora/stdlib
+python -m gpt_keras.train --data corpora/stdlib
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The model folder: a Hugging Face folder, written and read with no conversion step.
 
-    config.json  model.safetensors  generation_config.json
-    tokenizer.model  tokenizer.json  tokenizer_config.json
+config.json  model.safetensors  generation_config.json
+tokenizer.model  tokenizer.json  tokenizer_config.json
 """
 
 from __future__ import annotations

@@ -47,9 +47,7 @@ def main(options: GenerateOptions) -> None:
     from gpt_keras.generation import SamplingOptions
     from gpt_keras.language_model import load
 
-    sampling = SamplingOptions(
-        options.max_new_tokens, options.temperature, options.top_k, options.top_p, options.seed
-    )
+    sampling = SamplingOptions(options.max_new_tokens, options.temperature, options.top_k, options.top_p, options.seed)
     lm = load(options.model, dtype="float32")
     if sys.stdout.isatty():
         print(f"\033[2m{options.prompt}\033[0m", end="", flush=True)

@@ -132,9 +132,7 @@ class Generator:
                 return
             # A row that has ended keeps writing into its last slot, where nobody looks.
             places = np.minimum(lengths + number - 1, slots - 1)[:, None].astype(np.int32)
-            chosen, cache = self._advance(
-                chosen[:, None], places, np.zeros(batch, np.int32), cache, options, number
-            )
+            chosen, cache = self._advance(chosen[:, None], places, np.zeros(batch, np.int32), cache, options, number)
 
     def _ids(self, prompt: str) -> list[int]:
         return [self.tokenizer.begin_id, *self.tokenizer.encode(prompt)]
@@ -150,11 +148,11 @@ class Generator:
     ) -> tuple[np.ndarray, Any]:
         """One step of the model and the token chosen in each row, int32 [batch]."""
         if options.temperature == 0.0:
-            name, chances = "greedy", ()
+            name, chances = "greedy", []
         else:
             uniform = sampling.uniforms(options.seed, len(token_ids), number)
-            cuts = (np.array(options.temperature, np.float32), np.array(options.top_k, np.int32), np.array(options.top_p, np.float32))
-            name, chances = "sample", (uniform, *cuts)
+            cuts = ((options.temperature, np.float32), (options.top_k, np.int32), (options.top_p, np.float32))
+            name, chances = "sample", [uniform, *(np.array(value, dtype) for value, dtype in cuts)]
         self._signatures.add((name, token_ids.shape, tuple(cache[0][0].shape)))
         if name not in self._compiled:
             pick = sampling.greedy if name == "greedy" else sampling.sample

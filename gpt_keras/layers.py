@@ -225,7 +225,6 @@ class MaskedMultiHeadSelfAttention(_Part):
 
     def __init__(self, config: GPTConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
-        assert config.head_dim is not None and config.num_key_value_heads is not None
         self.query = self._dense(config.num_heads * config.head_dim, "query")
         self.key = self._dense(config.num_key_value_heads * config.head_dim, "key")
         self.value = self._dense(config.num_key_value_heads * config.head_dim, "value")
@@ -250,7 +249,7 @@ class MaskedMultiHeadSelfAttention(_Part):
         self,
         x: Tensor,
         positions: Tensor | None = None,
-        mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         cache: Cache | None = None,
         training: bool = False,
     ) -> Any:
@@ -259,7 +258,7 @@ class MaskedMultiHeadSelfAttention(_Part):
         Args:
             x: [batch, length, hidden_dim].
             positions: int32 [batch, length]; with a cache, also the slots that this call's keys and values go to.
-            mask: Boolean [batch or 1, length, length or slots], true where a query may look, in addition to
+            attention_mask: Boolean [batch or 1, length, length or slots], true where a query may look, in addition to
                 causality; for padding or document boundaries.
             cache: Keys and values of this layer, or `None` to attend only within `x`.
 
@@ -276,8 +275,8 @@ class MaskedMultiHeadSelfAttention(_Part):
             value = kernels.write_cache(cache[1], value, positions)
             cache = (key, value)
         visible = self._causal_mask(query, key, positions if cache is not None else None)
-        if mask is not None:
-            visible = ops.logical_and(visible, mask)
+        if attention_mask is not None:
+            visible = ops.logical_and(visible, attention_mask)
         probabilities = kernels.attention_probabilities(query, key, visible)
         gathered = kernels.weighted_values(self.dropout(probabilities, training=training), value)
         output = self.output_projection(self._merge_heads(gathered))
@@ -310,7 +309,6 @@ class FeedForwardNetwork(_Part):
 
     def __init__(self, config: GPTConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
-        assert config.intermediate_dim is not None
         if config.feed_forward == "swiglu":
             self.gate = self._dense(config.intermediate_dim, "gate")
         self.up = self._dense(config.intermediate_dim, "up")
@@ -352,14 +350,18 @@ class DecoderBlock(_Part):
         self,
         x: Tensor,
         positions: Tensor | None = None,
-        mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         cache: Cache | None = None,
         training: bool = False,
     ) -> Any:
         """One block. Arguments and result as `MaskedMultiHeadSelfAttention.call`."""
         pre = self.config.norm_order == "pre"
         attended = self.attention(
-            self.attention_norm(x) if pre else x, positions=positions, mask=mask, cache=cache, training=training
+            self.attention_norm(x) if pre else x,
+            positions=positions,
+            attention_mask=attention_mask,
+            cache=cache,
+            training=training,
         )
         if cache is not None:
             attended, cache = attended

@@ -98,7 +98,7 @@ class GPT(keras.Model):
         x = self.embedding(token_ids, positions=positions)
         new_cache: list[Cache] = []
         for i, block in enumerate(self.blocks):
-            x = block(x, positions=positions, mask=mask, cache=None if cache is None else cache[i])
+            x = block(x, positions=positions, attention_mask=mask, cache=None if cache is None else cache[i])
             if cache is not None:
                 x, entry = x
                 new_cache.append(entry)

@@ -1,6 +1,6 @@
 """Train a SentencePiece tokenizer on the training part of a source.
 
-    python -m gpt_keras.tokenizer train python-stdlib --vocabulary-size 8192 --output tokenizer.model
+python -m gpt_keras.tokenizer train python-stdlib --vocabulary-size 8192 --output tokenizer.model
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ def main(options: TokenizerOptions) -> None:
 
     if options.vocabulary_size < 1:
         raise InputError(f"--vocabulary-size must be at least 1, not {options.vocabulary_size}")
-    tokenizer = split_and_train_tokenizer(
-        options.source, options.vocabulary_size, options.validation, options.text_key
-    )
+    tokenizer = split_and_train_tokenizer(options.source, options.vocabulary_size, options.validation, options.text_key)
     tokenizer.save(options.output)
     print(f"{tokenizer.vocabulary_size} pieces, written to {options.output}")
 

@@ -76,7 +76,10 @@ def show(summary: dict[str, Any], console: Any) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     rows = [
         ("parameters", f"{metrics['parameters']:,}"),
-        ("tokens seen", f"{metrics['tokens']:,} in {metrics['steps']:,} steps, {metrics['tokens_per_second']:,.0f} a second"),
+        (
+            "tokens seen",
+            f"{metrics['tokens']:,} in {metrics['steps']:,} steps, {metrics['tokens_per_second']:,.0f} a second",
+        ),
         ("validation loss", f"{metrics['val_loss']:.4f} nats per token"),
         ("bits per byte", f"{metrics['val_bits_per_byte']:.4f} on {metrics['val_bytes']:,} held-out bytes"),
         ("  xz -9e, each document", f"{metrics['xz_bits_per_byte']:.4f}"),

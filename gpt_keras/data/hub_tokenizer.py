@@ -9,7 +9,12 @@ from typing import Any
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.tokenizer import BEGIN, END, LAYOUT, PADDING, ROLES, UNKNOWN, Tokenizer
 
-_PROBES = ["def f(x):\n    return x\n\n\nclass A:\n        pass\n", "  two  spaces\t\r\n", "\u2581\u2582a\u2581", "é 你好 🎉"]
+_PROBES = [
+    "def f(x):\n    return x\n\n\nclass A:\n        pass\n",
+    "  two  spaces\t\r\n",
+    "\u2581\u2582a\u2581",
+    "é 你好 🎉",
+]
 
 
 def write_hub_tokenizer(tokenizer: Tokenizer, folder: Path, context_length: int, samples: list[str]) -> None:

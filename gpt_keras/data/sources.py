@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from gpt_keras.data.errors import InputError
 
@@ -80,7 +80,9 @@ def _find_files(source: str) -> tuple[list[Path], Path]:
         if not files:
             raise InputError(f"{source}: no file matches this pattern (from {Path.cwd()})")
         return files, Path(os.path.commonpath([file.parent for file in files]))
-    raise InputError(f"{source}: no such file or folder; a source is a path, a glob, python-stdlib, tfds:NAME or hf:NAME")
+    raise InputError(
+        f"{source}: no such file or folder; a source is a path, a glob, python-stdlib, tfds:NAME or hf:NAME"
+    )
 
 
 def _name(file: Path, root: Path) -> str:
@@ -97,7 +99,7 @@ def _python_stdlib() -> Iterator[Document]:
 def _read(file: Path, name: str, text_key: str) -> Iterator[Document]:
     plain = name.lower().removesuffix(".gz")
     try:
-        with gzip.open(file, "rb") if name.lower().endswith(".gz") else open(file, "rb") as stream:
+        with cast(IO[bytes], (gzip.open if plain != name.lower() else open)(file, "rb")) as stream:
             yield from (_json_lines(stream, name, text_key) if plain.endswith(".jsonl") else _pieces(stream, name))
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{file}: damaged gzip file ({error}); fetch it again") from error
@@ -122,12 +124,11 @@ def _decode(raw: bytes, name: str, offset: int) -> str:
 def _pieces(stream: IO[bytes], name: str) -> Iterator[Document]:
     """The file as one document, or, above PIECE_BYTES, as pieces of at most that size cut behind a blank line (a
     line's end where there is none, anywhere in a line that is itself too long)."""
-    count = offset = 0
-    for raw, is_last in _cut(stream):
+    offset = 0
+    for count, (raw, is_last) in enumerate(_cut(stream)):
         text = _decode(raw, name, offset)
         if text.strip():
             yield Document(name if is_last and count == 0 else f"{name}#{count}", text)
-        count += 1
         offset += len(raw)
 
 

@@ -45,7 +45,8 @@ class Split:
             if start < self.tail_start < start + size:
                 raw = document.text.encode()
                 cut = _line_before(raw, self.tail_start - start)
-                yield False, Document(document.name, raw[:cut].decode())
+                if cut > 0:
+                    yield False, Document(document.name, raw[:cut].decode())
                 yield True, Document(document.name + "#tail", raw[cut:].decode())
             else:
                 yield start >= self.tail_start, document
@@ -94,11 +95,11 @@ def plan_split(documents: Iterable[Document], rule: str = "auto") -> Split:
 
 
 def _line_before(raw: bytes, cut: int) -> int:
-    """The last line's end before `cut`, or the last whole character's where the line is all there is."""
+    """The last line's end before `cut`, or the last whole character's where the line is all there is; 0 for neither."""
     line = raw.rfind(b"\n", 0, cut) + 1
     if line:
         return line
-    while cut > 1 and raw[cut] & 0xC0 == 0x80:
+    while cut > 0 and raw[cut] & 0xC0 == 0x80:
         cut -= 1
     return cut
 

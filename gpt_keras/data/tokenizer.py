@@ -11,6 +11,7 @@ U+2582 'b') by the model's own normalization table, and restored by its denormal
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import io
 import multiprocessing
@@ -30,7 +31,8 @@ ROLES = ("system", "user", "assistant")
 LAYOUT = tuple("\n" * lines + " " * indent for lines in (1, 2) for indent in (0, 4, 8, 12, 16, 20))
 """Newline and blank line, alone or with the indent of the line that follows: pieces from the start."""
 
-_ESCAPES = {"\u2581": "\u2582a", "\u2582": "\u2582b"}
+_ESCAPE = "\u2582"
+_ESCAPES = {"\u2581": _ESCAPE + "a", _ESCAPE: _ESCAPE + "b"}
 TRAINING_BYTES = 200_000_000
 """Text beyond this adds nothing to a vocabulary but time."""
 
@@ -129,6 +131,17 @@ class Tokenizer:
             if not 0 <= i < self.vocabulary_size:
                 raise InputError(f"token id {i} is outside the vocabulary of {self.vocabulary_size}")
         return self._processor.decode(ids)
+
+    def ends_inside_a_character(self, ids: Sequence[int]) -> bool:
+        """Whether `ids` end with some but not all bytes of a UTF-8 character."""
+        raw = bytearray()
+        for token_id in reversed(ids):
+            if not self._processor.is_byte(token_id):
+                break
+            raw.append(int(self.piece(token_id)[3:5], 16))
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(bytes(reversed(raw)))
+        return decoder.getstate()[0] != b""
 
 
 def _check(text: str) -> None:
@@ -243,19 +256,16 @@ def _in_a_process(function: Any, *arguments: Any) -> Any:
 
 
 def stream_decode(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """The text of `ids` piece by piece as they come; never half a character.
+    """The text of `ids` in parts as they come, together what `decode` gives for all of them.
 
-    A character whose bytes are spread over several tokens appears with its last one; bytes that turn out not to be
-    UTF-8 appear as U+FFFD once that is certain.
+    No part splits a character: one whose bytes are spread over several tokens appears with the last of them.
     """
     pending: list[int] = []
-    shown = ""
     for token_id in ids:
         pending.append(int(token_id))
         text = tokenizer.decode(pending)
-        if text.endswith("\ufffd") and len(pending) < 4 + len(shown):
-            continue
-        yield text[len(shown) :]
-        pending, shown = [], ""
+        if not tokenizer.ends_inside_a_character(pending) and not text.endswith(_ESCAPE):
+            yield text
+            pending = []
     if pending:
-        yield tokenizer.decode(pending)[len(shown) :]
+        yield tokenizer.decode(pending)

@@ -42,7 +42,9 @@ def export_saved_model(model: GPT, tokenizer: Tokenizer, base: str | Path, max_n
         InputError: Another backend, a bad length, or no space on the disk.
     """
     if keras.backend.backend() != "tensorflow":
-        raise InputError("a SavedModel is exported on the TensorFlow backend: set KERAS_BACKEND=tensorflow and export again")
+        raise InputError(
+            "a SavedModel is exported on the TensorFlow backend: set KERAS_BACKEND=tensorflow and export again"
+        )
     if not 0 < max_new_tokens < model.config.context_length:
         raise InputError(
             f"max_new_tokens={max_new_tokens} must be at least 1 and below the context of {model.config.context_length}"
@@ -101,7 +103,7 @@ def _generate(model: GPT, tokenizer: Tokenizer, prompts: Tensor, lengths: Tensor
     """New tokens of each row, int32 RaggedTensor [batch, (tokens)], through `GPT.step` and its cache."""
     batch, longest = tf.shape(prompts)[0], tf.shape(prompts)[1]
     positions = tf.tile(tf.range(longest)[None], [batch, 1])
-    cache = model.make_cache(batch, longest + max_new_tokens)
+    cache: Any = model.make_cache(batch, longest + max_new_tokens)
     logits, cache = model.step(prompts, positions, cache=cache, select=lengths - 1)
 
     def goes_on(number: Tensor, token: Tensor, ended: Tensor, *_: Any) -> Tensor:

@@ -47,9 +47,7 @@ class Pace(keras.callbacks.Callback):
     @property
     def learning_rate(self) -> float:
         options = self.options
-        factor = learning_rate_factor(
-            options.schedule, self.step, self.progress, options.warmup_steps, options.decay
-        )
+        factor = learning_rate_factor(options.schedule, self.step, self.progress, options.warmup_steps, options.decay)
         return options.learning_rate * factor
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
@@ -257,5 +255,3 @@ def _smoothed(values: list[float], weight: float = 0.95) -> list[float]:
         average, mass = weight * average + (1 - weight) * value, weight * mass + (1 - weight)
         smooth.append(average / mass)
     return smooth
-
-

@@ -199,6 +199,7 @@ class TrainingRun:
                     batches.dataset(start=done.step),
                     epochs=1,
                     steps_per_epoch=sys.maxsize,  # Pace ends the run
+                    shuffle=False,  # the data set has its own order
                     verbose=0,
                     callbacks=[pace, record, checkpoints],
                 )

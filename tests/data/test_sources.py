@@ -93,7 +93,7 @@ def test_unreadable_files_are_named(tmp_path, name, content, message):
 @pytest.mark.parametrize("source", ["no/such/file.txt", "nothing/*.txt", ""])
 def test_missing_sources_are_named(tmp_path, monkeypatch, source):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="no such file|no file"):
+    with pytest.raises(InputError, match=r"no such file|no file"):
         open_source(source)
 
 

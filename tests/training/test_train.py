@@ -1,0 +1,216 @@
+"""`python -m gpt_keras.train` as a process: the whole way, resumed, killed, and given bad input."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import gpt_keras
+from gpt_keras.data.shards import Corpus
+
+from ..conftest import program
+
+SMALL = ["--preset", "nano", "--vocabulary-size", "512", "--context-length", "64", "--batch-size", "4",
+         "--precision", "float32"]  # fmt: skip
+
+
+def train(*arguments, **kwargs) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "gpt_keras.train", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        **kwargs,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(source, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    folder = tmp_path_factory.mktemp("runs")
+    done = train("--data", source, *SMALL, "--steps", 30, "--run-dir", folder / "one", "--export-dir", folder / "saved",
+                 "--checkpoint-seconds", 1, "--evaluations", 2, "--json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_the_run_folder_is_complete(finished):
+    folder, _ = finished
+    names = {path.name for path in (folder / "one").iterdir()}
+    assert names == {"config.yaml", "tokenizer.model", "corpus", "metrics.jsonl", "logs", "loss.png", "checkpoints",
+                     "model", "samples.md", "summary.json"}  # fmt: skip
+    assert (folder / "one" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in (folder / "one" / "model").iterdir()} == {
+        "config.json", "model.safetensors", "tokenizer.model", "tokenizer.json", "tokenizer_config.json",
+        "generation_config.json",
+    }  # fmt: skip
+    assert (folder / "saved" / "one" / "1" / "saved_model.pb").is_file()
+    records = [json.loads(line) for line in (folder / "one" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(1, 31))
+    assert records[-1]["loss"] < records[0]["loss"] - 0.5
+    assert sum("validation_loss" in record for record in records) == 1  # at half; the end has the full evaluation
+
+
+def test_json_is_the_last_line_and_true(finished):
+    folder, done = finished
+    printed = json.loads(done.stdout.splitlines()[-1])
+    metrics = printed["metrics"]
+    lm, corpus = gpt_keras.load(folder / "one" / "model"), Corpus(folder / "one" / "corpus")
+    assert metrics["parameters"] == lm.model.count_params()
+    assert metrics["tokens"] == 30 * 4 * 64
+    nats = 0.0
+    for document in corpus.held_out_documents():
+        ids = np.array([lm.tokenizer.begin_id, *lm.tokenizer.encode(document.text), lm.tokenizer.end_id], np.int32)
+        for start in range(0, len(ids) - 1, 64):
+            window = ids[start : start + 65]
+            logits = np.asarray(lm.model(window[None, :-1]))[0].astype(np.float64)
+            nats -= (logits - np.log(np.exp(logits).sum(-1, keepdims=True)))[
+                np.arange(len(window) - 1), window[1:]
+            ].sum()
+    expected = nats / math.log(2) / sum(len(d.text.encode()) for d in corpus.held_out_documents())
+    assert metrics["val_bits_per_byte"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_xz_figures_are_what_xz_makes_of_the_held_out_text(finished):
+    import lzma
+
+    folder, done = finished
+    metrics = json.loads(done.stdout.splitlines()[-1])["metrics"]
+    raw = [document.text.encode() for document in Corpus(folder / "one" / "corpus").held_out_documents()]
+    together = len(lzma.compress(b"".join(raw), preset=9 | lzma.PRESET_EXTREME))
+    assert metrics["xz_concatenated_bits_per_byte"] == pytest.approx(8 * together / sum(map(len, raw)))
+    assert metrics["xz_bits_per_byte"] > metrics["xz_concatenated_bits_per_byte"]
+
+
+def test_a_second_call_says_what_is_there_and_changes_nothing(finished, source):
+    folder, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    done = train("--data", source, *SMALL, "--steps", 30, "--run-dir", folder / "one", "--export-dir", folder / "saved")
+    assert done.returncode == 0
+    assert "finished run; nothing was done" in done.stdout
+    assert "--restart" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_other_options_for_the_same_run_are_refused(finished, source):
+    folder, _ = finished
+    done = train("--data", source, *SMALL, "--steps", 40, "--run-dir", folder / "one", "--learning-rate", "0.5")
+    assert done.returncode == 2
+    assert "begun with --learning-rate 0.01, not 0.5" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_stopped_anywhere_goes_on_to_the_same_losses(source, tmp_path, how):
+    arguments = ["--data", source, *SMALL, "--steps", 60, "--checkpoint-seconds", "0.05", "--export-dir", "null"]
+    whole = train(*arguments, "--run-dir", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    command = [sys.executable, "-m", "gpt_keras.train", *map(str, arguments), "--run-dir", str(tmp_path / "stopped")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "stopped" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 12) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(how)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == (130 if how == signal.SIGINT else -9), error
+    assert not (tmp_path / "stopped" / "model").exists()
+    resumed = train(*arguments, "--run-dir", tmp_path / "stopped")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming    after step" in resumed.stdout
+    np.testing.assert_allclose(losses(tmp_path / "stopped"), losses(tmp_path / "whole"), rtol=2e-4)
+    assert not list(tmp_path.rglob("*.partial-*"))
+
+
+def test_a_damaged_checkpoint_is_passed_over(source, tmp_path):
+    arguments = ["--data", source, *SMALL, "--run-dir", tmp_path / "run", "--export-dir", "null"]
+    assert train(*arguments, "--steps", 10).returncode == 0
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    tensors = checkpoint / "state.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-64] + bytes(64))
+    done = train(*arguments, "--steps", 12)
+    assert done.returncode == 0, done.stderr
+    assert "damaged checkpoint passed over" in done.stderr
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]["steps"] == 12
+
+
+def test_restart_keeps_the_old_run_beside_the_new_one(source, tmp_path):
+    arguments = ["--data", source, *SMALL, "--run-dir", tmp_path / "run", "--export-dir", "null", "--steps", 2]
+    assert train(*arguments).returncode == 0
+    assert train(*arguments, "--restart", "--seed", 1).returncode == 0
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["seed"] == 1
+    assert yaml.safe_load((tmp_path / "run-old-1" / "config.yaml").read_text())["seed"] == 0
+
+
+def test_a_recipe_gives_options_and_flags_win(source, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"data": source, "preset": "nano", "vocabulary_size": 512, "steps": 5,
+                                      "context_length": 32, "export_dir": None,
+                                      "run_dir": str(tmp_path / "run")}))  # fmt: skip
+    done = train(recipe, "--steps", 3, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["metrics"]["steps"] == 3
+
+
+def test_a_diverging_run_stops_with_advice(source, tmp_path):
+    done = train("--data", source, *SMALL, "--optimizer", "adamw", "--learning-rate", "1e20", "--clip-norm", 0,
+                 "--warmup-steps", 0, "--steps", 30, "--run-dir", tmp_path / "run", "--export-dir", "null")  # fmt: skip
+    assert done.returncode == 2
+    assert "training diverged" in done.stderr
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def write(folder: Path, name: str, content: bytes) -> Path:
+    (folder / name).write_bytes(content)
+    return folder / name
+
+
+BAD = {
+    "missing path": (["--data", "no/such/file.txt"], "no such file or folder"),
+    "empty file": (["--data", "EMPTY"], "the corpus is empty"),
+    "binary": (["--data", "BINARY"], "not UTF-8 text|binary data"),
+    "vocabulary": (["--data", "SMALL", "--vocabulary-size", "20000"], r"it bears at most \d+"),
+    "context": (["--data", "SMALL", "--vocabulary-size", "400", "--context-length", "100000"], "--context-length"),
+    "preset": (["--preset", "mirco"], "did you mean micro"),
+    "flag": (["--stpes", "3"], "unknown flag --stpes: did you mean --steps"),
+    "value": (["--steps", "many"], "steps"),
+    "negative": (["--steps", "-4"], "--steps must be above 0"),
+    "choice": (["--optimizer", "sgd"], "optimizer"),
+    "both budgets": (["--steps", "3", "--minutes", "1"], "--steps or --minutes, not both"),
+    "shape": (["--hidden-dim", "100", "--num-heads", "3"], "hidden_dim=100 is not divisible by num_heads=3"),
+    "recipe": (["nothing.yaml"], "nothing.yaml"),
+    "backend": (["--backend", "torch"], "backend"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(case, tmp_path):
+    arguments, message = BAD[case]
+    files = {
+        "EMPTY": lambda: write(tmp_path, "empty.txt", b"  \n"),
+        "BINARY": lambda: write(tmp_path, "binary.txt", os.urandom(4096)),
+        "SMALL": lambda: write(tmp_path, "small.txt", "\n\n".join(program(i) for i in range(4)).encode()),
+    }
+    arguments = [str(files[a]()) if a in files else a for a in arguments]
+    done = train(*arguments, "--run-dir", tmp_path / "run", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    import re
+
+    assert re.search(message, lines[0]), lines[0]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "model").exists()
+    assert not (tmp_path / "run" / "corpus").exists() or case == "context"
