@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import sys
+from typing import Any
 
 from gpt_keras.data.errors import InputError
 
 BACKENDS = ("tensorflow", "jax")
 
 
-def select_backend(name: str | None = None) -> str:
-    """Set the backend for this process: `name`, else KERAS_BACKEND, else TensorFlow.
+def choose_backend(name: str | None = None) -> str:
+    """The backend to run on: `name`, else KERAS_BACKEND, else TensorFlow. Imports nothing.
 
     Raises:
         InputError: Not a backend this project supports, or keras was imported with another one already.
@@ -19,10 +22,36 @@ def select_backend(name: str | None = None) -> str:
     chosen = name or os.environ.get("KERAS_BACKEND") or "tensorflow"
     if chosen not in BACKENDS:
         raise InputError(f"backend {chosen!r} is not supported; choose {' or '.join(BACKENDS)}")
+    if importlib.util.find_spec(chosen) is None:
+        raise InputError(f"the backend {chosen} is not installed: pip install {chosen}")
     if "keras" in sys.modules and sys.modules["keras"].backend.backend() != chosen:
         raise InputError(f"keras already runs on {sys.modules['keras'].backend.backend()}; start again with {chosen}")
+    return chosen
+
+
+def start_backend(chosen: str) -> None:
+    """Import keras on the backend, and TensorFlow quietly."""
     os.environ["KERAS_BACKEND"] = chosen
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Reuses memory between steps instead of returning it to the system: 6 to 10 % of a training step on a CPU.
     os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
-    return chosen
+    if chosen == "tensorflow":
+        import_tensorflow()
+
+
+def import_tensorflow() -> Any:
+    """TensorFlow, without the lines that it writes to standard error while it is imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if "tensorflow" in sys.modules or os.environ["TF_CPP_MIN_LOG_LEVEL"] != "3":
+        return importlib.import_module("tensorflow")
+    sys.stderr.flush()
+    kept = os.dup(2)
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 2)  # the lines come from C++, before its logging can be told to be quiet
+    try:
+        tensorflow = importlib.import_module("tensorflow")
+        tensorflow.config.list_physical_devices()  # looks for GPUs, and says so where there are none
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(silent)
+    return tensorflow

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from gpt_keras import command
-from gpt_keras.backend import select_backend
+from gpt_keras.backend import choose_backend, start_backend
 
 
 @dataclass
@@ -36,7 +36,7 @@ class ExportOptions:
 
 
 def main(options: ExportOptions) -> None:
-    select_backend("tensorflow")
+    start_backend(choose_backend("tensorflow"))
     from gpt_keras.exporting.saved_model import export_saved_model
     from gpt_keras.language_model import load
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from gpt_keras import command
-from gpt_keras.backend import select_backend
+from gpt_keras.backend import choose_backend, start_backend
 
 
 @dataclass
@@ -43,7 +43,7 @@ class GenerateOptions:
 
 
 def main(options: GenerateOptions) -> None:
-    select_backend(options.backend)
+    start_backend(choose_backend(options.backend))
     from gpt_keras.generation import SamplingOptions
     from gpt_keras.language_model import load
 

@@ -14,60 +14,45 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from gpt_keras import command
-from gpt_keras.backend import select_backend
+from gpt_keras.backend import choose_backend, start_backend
 from gpt_keras.training.options import TrainOptions
+from gpt_keras.training.run_folder import check_options, finished_summary, prepare_run, put_aside, say
 
 PROGRAM = "python -m gpt_keras.train"
 
 
 def main(options: TrainOptions) -> None:
-    from rich.console import Console
-
     console = Console(stderr=options.json)
-    select_backend(options.backend)
-    folder = options.run_dir
-    if options.restart and folder.exists():
-        from gpt_keras.training.run import put_aside
-
-        console.print(f"{folder} is now {put_aside(folder)}", highlight=False)
-    summary = finished(options)
-    if summary is None:
+    backend = choose_backend(options.backend)
+    if options.restart and options.run_dir.exists():
+        say(console, f"{options.run_dir} is now {put_aside(options.run_dir)}")
+    check_options(options)
+    summary = finished_summary(options)
+    if summary is not None:
+        show(summary, console)
+        say(console, f"\n{options.run_dir} holds this finished run; nothing was done.")
+        where = "" if options.run_dir == TrainOptions.run_dir else f" --run-dir {options.run_dir}"
+        minutes = summary["metrics"]["train_seconds"] / 60
+        say(console, f"To train it further: {PROGRAM}{where} --minutes M   (above {minutes:.1f})")
+        say(console, f"To start over:       {PROGRAM}{where} --restart     (this run is kept beside it)")
+    else:
+        prepared = prepare_run(options, console)
+        start_backend(backend)
         from gpt_keras.training.run import TrainingRun
 
-        summary = TrainingRun(options, console).execute()
+        summary = TrainingRun(options, console, prepared).execute()
         show(summary, console)
-    else:
-        console.print(f"{folder} holds a finished run; nothing was done.", highlight=False)
-        show(summary, console)
-        console.print(
-            f"To train it further: {PROGRAM} --minutes M (more than {summary['metrics']['train_seconds'] / 60:.1f})"
-            + ("" if folder == TrainOptions.run_dir else f" --run-dir {folder}")
-            + f"\nTo start over:       {PROGRAM} --restart (this run is kept beside it)",
-            highlight=False,
-        )
     if options.json:
         print(json.dumps({"run": summary["run"], "metrics": summary["metrics"]}))
 
 
-def finished(options: TrainOptions) -> dict[str, Any] | None:
-    """The summary of the run in the folder, if it has done all that the options ask for."""
-    try:
-        summary = json.loads((options.run_dir / "summary.json").read_text("utf-8"))
-        metrics = summary["metrics"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if options.steps is not None:
-        return summary if metrics["steps"] >= options.steps else None
-    assert options.minutes is not None
-    return summary if metrics["train_seconds"] >= 60.0 * options.minutes else None
-
-
-def show(summary: dict[str, Any], console: Any) -> None:
+def show(summary: dict[str, Any], console: Console) -> None:
     """The samples, the table and what to do next."""
-    from rich.table import Table
-    from rich.text import Text
-
     metrics, folder = summary["metrics"], Path(summary["run"])
     for sample in summary["samples"]:
         console.rule(style="dim")

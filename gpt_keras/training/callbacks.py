@@ -51,7 +51,9 @@ class Pace(keras.callbacks.Callback):
         return options.learning_rate * factor
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        self.model.optimizer.learning_rate = self.learning_rate
+        model = self.model
+        model.optimizer.learning_rate = self.learning_rate
+        model.reset_metrics()  # the loss reported is this step's, not the mean since the beginning
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         loss = float(logs["loss"])  # waits for the step

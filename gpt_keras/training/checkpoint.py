@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import warnings
 from dataclasses import asdict, dataclass
@@ -91,9 +92,17 @@ def _assign(model: keras.Model, tensors: dict[str, np.ndarray], path: Path) -> N
 def _variables(model: keras.Model) -> dict[str, Any]:
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
-    named = {f"model/{variable.path}": variable for variable in model.variables}
-    named |= {f"optimizer/{i:04d}/{variable.path}": variable for i, variable in enumerate(model.optimizer.variables)}
-    return named
+    groups = {"model": model.variables, "optimizer": model.optimizer.variables}
+    return {
+        f"{group}/{number:04d}/{_lasting(variable.path)}": variable
+        for group, variables in groups.items()
+        for number, variable in enumerate(variables)
+    }
+
+
+def _lasting(path: str) -> str:
+    """A variable's path without the numbers by which Keras tells a process's optimizers and seed generators apart."""
+    return re.sub(r"^(muon|adamw)(_\d+)?/|(?<=seed_generator)_\d+", "", path)
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from gpt_keras.config import GPTConfig
 from gpt_keras.data.errors import InputError
 
 
@@ -43,7 +44,7 @@ class TrainOptions:
         checkpoint_seconds: Time between checkpoints.
         evaluations: How many times the held-out loss is measured along the way.
         run_dir: Where everything of this run goes.
-        export_dir: TF Serving's base path, where the trained model is exported under the run's name; none to skip.
+        export_dir: TF Serving's base path, where the trained model is exported under the run's name; null to skip.
         restart: Put an existing run of that name aside and start from nothing.
         json: Print one JSON object as the last line.
 
@@ -100,10 +101,22 @@ class TrainOptions:
         if not 0.0 <= self.decay <= 1.0:
             raise InputError(f"--decay must be from 0 to 1, not {self.decay}")
 
-    def model_overrides(self) -> dict[str, int | float]:
-        """The shape fields that were given, to lay over the preset's."""
+    def model_config(self, vocabulary_size: int | None = None) -> GPTConfig:
+        """The preset with the shape fields that were given laid over it, and the tokenizer's vocabulary.
+
+        Raises:
+            InputError: Unknown preset, or a shape that contradicts itself.
+        """
         names = ("context_length", "num_layers", "hidden_dim", "num_heads", "intermediate_dim", "dropout")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        overrides: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if vocabulary_size or self.vocabulary_size:
+            overrides["vocabulary_size"] = vocabulary_size or self.vocabulary_size
+        if "hidden_dim" in overrides or "num_heads" in overrides:
+            overrides |= {"head_dim": None, "num_key_value_heads": None}
+        try:
+            return GPTConfig.from_preset(self.preset, **overrides)
+        except ValueError as error:
+            raise InputError(str(error)) from error
 
 
 MAY_CHANGE = {

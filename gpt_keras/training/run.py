@@ -1,15 +1,11 @@
 """One training run from text to an exported model: the stages behind `python -m gpt_keras.train`.
 
-    runs/NAME/  config.yaml  tokenizer.model  corpus/  metrics.jsonl  logs/  loss.png  checkpoints/
-                model/  samples.md  summary.json
-
 Every stage leaves something whole behind or nothing, so a run that is stopped anywhere goes on from there.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import subprocess
@@ -20,15 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import yaml
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gpt_keras.architectures import architecture_for
+from gpt_keras.backend import import_tensorflow
 from gpt_keras.config import GPTConfig
 from gpt_keras.data.errors import InputError
-from gpt_keras.data.files import readable, sweep, whole_file
-from gpt_keras.data.preparation import prepare, split_and_train_tokenizer
+from gpt_keras.data.files import whole_file
 from gpt_keras.data.pretraining import Batches
 from gpt_keras.data.shards import Corpus
 from gpt_keras.data.tokenizer import Tokenizer
@@ -40,8 +34,9 @@ from gpt_keras.training.callbacks import Checkpoint, Pace, Record, draw_loss
 from gpt_keras.training.checkpoint import restore_checkpoint
 from gpt_keras.training.loss import NextTokenLoss
 from gpt_keras.training.optimizer import make_optimizer
-from gpt_keras.training.options import MAY_CHANGE, TrainOptions
+from gpt_keras.training.options import TrainOptions
 from gpt_keras.training.precision import choose_precision
+from gpt_keras.training.run_folder import PreparedRun, bytes_bar, say
 
 NUM_SAMPLES = 3
 PROMPT_CHARACTERS = 40
@@ -54,24 +49,22 @@ class TrainingRun:
     Args:
         options: What was asked for.
         console: Where progress is shown.
+        prepared: The run folder with its corpus, from `prepare_run`.
 
     Raises:
         InputError: From any stage: one line that says what is wrong.
     """
 
-    def __init__(self, options: TrainOptions, console: Console) -> None:
-        self.options, self.console = options, console
+    def __init__(self, options: TrainOptions, console: Console, prepared: PreparedRun) -> None:
+        self.options, self.console, self.corpus = options, console, prepared.corpus
         self.folder = options.run_dir
-        self.seconds: dict[str, float] = {}
+        self.seconds = dict(prepared.seconds)
+        self._started = prepared.started
 
     def execute(self) -> dict[str, Any]:
         """Run all stages. The summary, which is also written to summary.json."""
-        started = time.perf_counter()
-        self._config(self.options.vocabulary_size)  # a bad shape is told before any work is done
-        self._record_options()
-        with self._stage("corpus"):
-            corpus = self._corpus()
-        config = self._config(corpus.tokenizer.vocabulary_size)
+        corpus = self.corpus
+        config = self.options.model_config(corpus.tokenizer.vocabulary_size)
         batches = Batches(corpus.streams["train"], config.context_length, self.options.batch_size, self.options.seed)
         with self._stage("training"):
             metrics = self._train(config, corpus, batches)
@@ -84,7 +77,7 @@ class TrainingRun:
             exported = self._export(model, tokenizer)
         summary = {
             "run": str(self.folder),
-            "metrics": {**metrics, "total_seconds": round(time.perf_counter() - started, 1)},
+            "metrics": {**metrics, "total_seconds": round(time.perf_counter() - self._started, 1)},
             "stage_seconds": self.seconds,
             "samples": samples,
             "exported": exported and str(exported),
@@ -99,72 +92,6 @@ class TrainingRun:
         yield
         self.seconds[name] = round(time.perf_counter() - start, 1)
 
-    def _config(self, vocabulary_size: int | None) -> GPTConfig:
-        overrides: dict[str, Any] = self.options.model_overrides()
-        if vocabulary_size is not None:
-            overrides["vocabulary_size"] = vocabulary_size
-        if "hidden_dim" in overrides or "num_heads" in overrides:
-            overrides |= {"head_dim": None, "num_key_value_heads": None}
-        try:
-            return GPTConfig.from_preset(self.options.preset, **overrides)
-        except ValueError as error:
-            raise InputError(str(error)) from error
-
-    def _record_options(self) -> None:
-        """Write config.yaml, or see that the run there was made with the same options."""
-        given = {
-            field.name: str(value) if isinstance(value := getattr(self.options, field.name), Path) else value
-            for field in dataclasses.fields(self.options)
-        }
-        path = self.folder / "config.yaml"
-        if path.exists():
-            try:
-                recorded = yaml.safe_load(path.read_text("utf-8"))
-                changed = [name for name in given if name not in MAY_CHANGE and recorded[name] != given[name]]
-            except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-                raise InputError(f"{path}: damaged ({error}); use --restart to begin again") from error
-            if changed:
-                flag = "--" + changed[0].replace("_", "-")
-                raise InputError(
-                    f"{self.folder} was begun with {flag} {recorded[changed[0]]}, not {given[changed[0]]}: give the "
-                    "same to go on, another --run-dir, or --restart to begin again"
-                )
-        with whole_file(path) as partial:
-            partial.write_text(yaml.safe_dump(given, sort_keys=False), "utf-8")
-        sweep(self.folder)
-
-    def _corpus(self) -> Corpus:
-        """The prepared corpus: the one given, the one this run has, or a new one."""
-        options = self.options
-        if (Path(options.data) / "corpus.json").is_file():
-            return Corpus(options.data)
-        folder = self.folder / "corpus"
-        if (folder / "corpus.json").is_file():
-            return Corpus(folder)
-        tokenizer = self._tokenizer()
-        with self._bytes_bar() as (progress, task):
-            report = lambda done, total: progress.update(task, completed=done, total=total)  # noqa: E731
-            corpus = prepare(options.data, tokenizer, folder, options.validation, options.text_key, report)
-        train, held_out = (corpus.manifest["splits"][split] for split in ("train", "validation"))
-        self._say(
-            f"corpus      {train['bytes'] / 1e6:.1f} MB, {train['tokens']:,} tokens in {train['documents']} documents "
-            f"to train on, {held_out['bytes'] / 1e6:.2f} MB in {held_out['documents']} documents held out"
-        )
-        return corpus
-
-    def _tokenizer(self) -> Tokenizer:
-        options, path = self.options, self.folder / "tokenizer.model"
-        if options.tokenizer is not None:
-            return Tokenizer.load(options.tokenizer)
-        if path.is_file():
-            return Tokenizer.load(path)
-        size = options.vocabulary_size or self._config(None).vocabulary_size
-        with self._stage("tokenizer"):
-            tokenizer = split_and_train_tokenizer(options.data, size, options.validation, options.text_key)
-            tokenizer.save(path)
-        self._say(f"tokenizer   SentencePiece, {tokenizer.vocabulary_size:,} pieces, {self.seconds['tokenizer']:.0f} s")
-        return tokenizer
-
     def _train(self, config: GPTConfig, corpus: Corpus, batches: Batches) -> dict[str, Any]:
         options = self.options
         policy, why = choose_precision(options.precision)
@@ -175,13 +102,14 @@ class TrainingRun:
         done = restore_checkpoint(model, self.folder / "checkpoints")
         architecture, field = architecture_for(config)
         kind = architecture.model_type if architecture else f"gpt_keras ({field} is beyond Hugging Face's types)"
-        self._say(
+        say(
+            self.console,
             f"model       {config.num_layers} layers, width {config.hidden_dim}, context {config.context_length}: "
-            f"{model.count_params():,} parameters, saved as {kind}"
+            f"{model.count_params():,} parameters, saved as {kind}",
         )
-        self._say(f"arithmetic  {policy} on {keras.backend.backend()} ({why})")
+        say(self.console, f"arithmetic  {policy} on {keras.backend.backend()} ({why})")
         if done.step:
-            self._say(f"resuming    after step {done.step}")
+            say(self.console, f"resuming    after step {done.step}")
 
         pace = Pace(options, done)
         record = Record(
@@ -194,6 +122,7 @@ class TrainingRun:
         )
         checkpoints = Checkpoint(pace, self.folder / "checkpoints", options.checkpoint_seconds)
         if pace.progress < 1.0:
+            import_tensorflow()  # for tf.data and TensorBoard, on any backend
             try:
                 model.fit(
                     batches.dataset(start=done.step),
@@ -205,7 +134,7 @@ class TrainingRun:
                 )
             except KeyboardInterrupt:
                 checkpoints.save()
-                self._say(f"stopped after step {pace.step}; the same command goes on from there")
+                say(self.console, f"stopped after step {pace.step}; the same command goes on from there")
                 raise
             finally:
                 record.close()
@@ -223,9 +152,12 @@ class TrainingRun:
 
     def _evaluate(self, model: GPT, corpus: Corpus) -> dict[str, Any]:
         """Figures from the written model folder, in float32, over every held-out token."""
-        with self._bytes_bar("evaluating") as (progress, task):
+        with bytes_bar(self.console, "evaluating") as (bar, task):
             total = len(corpus.streams["validation"])
-            report = lambda tokens: progress.update(task, completed=tokens, total=total)  # noqa: E731
+
+            def report(tokens: int) -> None:
+                bar.update(task, completed=tokens, total=total)
+
             score = HeldOutScorer(model, corpus, self.options.batch_size).score(report=report)
         one_by_one, together = xz_bits_per_byte(document.text for document in corpus.held_out_documents())
         return {
@@ -270,32 +202,3 @@ class TrainingRun:
         if done.returncode:
             raise InputError(f"the export failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
         return Path(done.stdout.strip().splitlines()[-1])
-
-    @contextlib.contextmanager
-    def _bytes_bar(self, words: str = "tokenizing") -> Iterator[tuple[Progress, Any]]:
-        columns = (TextColumn(words), BarColumn(), DownloadColumn(), TimeRemainingColumn(compact=True))
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
-            yield bar, bar.add_task("", total=None)
-
-    def _say(self, words: str) -> None:
-        self.console.print(words, highlight=False, soft_wrap=True)
-
-
-def put_aside(folder: Path) -> Path:
-    """Rename an existing run to the first free `NAME-old-N`; where it went."""
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}-old-{number}")).exists():
-        number += 1
-    try:
-        folder.rename(aside)
-    except OSError as error:
-        raise readable(error, aside) from error
-    return aside
-
-
-def read_summary(folder: Path) -> dict[str, Any] | None:
-    """The summary of a finished run, `None` of any other folder."""
-    try:
-        return json.loads((folder / "summary.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return None

@@ -1,0 +1,173 @@
+"""The run folder before any model is built: its options, its tokenizer and its corpus. Imports no keras.
+
+runs/NAME/  config.yaml  tokenizer.model  corpus/  metrics.jsonl  logs/  loss.png  checkpoints/
+            model/  samples.md  summary.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from gpt_keras.data.errors import InputError
+from gpt_keras.data.files import readable, sweep, whole_file
+from gpt_keras.data.preparation import prepare, split_and_train_tokenizer
+from gpt_keras.data.pretraining import Batches
+from gpt_keras.data.shards import Corpus
+from gpt_keras.data.tokenizer import Tokenizer
+from gpt_keras.training.options import MAY_CHANGE, TrainOptions
+
+
+@dataclass
+class PreparedRun:
+    """A run folder that is ready to train in.
+
+    Attributes:
+        corpus: Tokenized.
+        started: When preparation began, on the clock of `time.perf_counter`.
+        seconds: How long each stage took.
+    """
+
+    corpus: Corpus
+    started: float
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def prepare_run(options: TrainOptions, console: Console) -> PreparedRun:
+    """Record the options, train the tokenizer and tokenize the corpus, or find them done.
+
+    Raises:
+        InputError: Bad options or data: one line that says what is wrong. Told before any long work where it can be.
+    """
+    started = time.perf_counter()
+    seconds: dict[str, float] = {}
+    options.model_config()
+    _record_options(options)
+    corpus = _corpus(options, console, seconds)
+    context = options.model_config(corpus.tokenizer.vocabulary_size).context_length
+    Batches(corpus.streams["train"], context, options.batch_size)  # is there enough of it
+    return PreparedRun(corpus, started, seconds)
+
+
+def finished_summary(options: TrainOptions) -> dict[str, Any] | None:
+    """The summary of the run in the folder, if it has done all that the options ask for."""
+    try:
+        summary = json.loads((options.run_dir / "summary.json").read_text("utf-8"))
+        metrics = summary["metrics"]
+        if options.steps is not None:
+            return summary if metrics["steps"] >= options.steps else None
+        assert options.minutes is not None
+        return summary if metrics["train_seconds"] >= 60.0 * options.minutes else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def check_options(options: TrainOptions) -> None:
+    """See that the run in the folder, if there is one, was begun with the same options.
+
+    Raises:
+        InputError: Naming the first option that differs.
+    """
+    path = options.run_dir / "config.yaml"
+    if not path.exists():
+        return
+    given = _plain(options)
+    try:
+        recorded = yaml.safe_load(path.read_text("utf-8"))
+        changed = [name for name in given if name not in MAY_CHANGE and recorded[name] != given[name]]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error}); use --restart to begin again") from error
+    if changed:
+        name = changed[0]
+        raise InputError(
+            f"{options.run_dir} was begun with --{name.replace('_', '-')} {recorded[name]}, not {given[name]}: "
+            "give the same to go on, another --run-dir, or --restart to begin again"
+        )
+
+
+def put_aside(folder: Path) -> Path:
+    """Rename an existing run to the first free `NAME-old-N`; where it went."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}-old-{number}")).exists():
+        number += 1
+    try:
+        folder.rename(aside)
+    except OSError as error:
+        raise readable(error, aside) from error
+    return aside
+
+
+def say(console: Console, words: str) -> None:
+    """One plain line."""
+    console.print(words, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def bytes_bar(console: Console, words: str) -> Iterator[tuple[Progress, TaskID]]:
+    """A progress bar over bytes on a terminal, nothing elsewhere."""
+    columns = (TextColumn(words), BarColumn(), DownloadColumn(), TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield bar, bar.add_task("", total=None)
+
+
+def _plain(options: TrainOptions) -> dict[str, Any]:
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def _record_options(options: TrainOptions) -> None:
+    check_options(options)
+    with whole_file(options.run_dir / "config.yaml") as partial:
+        partial.write_text(yaml.safe_dump(_plain(options), sort_keys=False), "utf-8")
+    sweep(options.run_dir)
+
+
+def _corpus(options: TrainOptions, console: Console, seconds: dict[str, float]) -> Corpus:
+    """The prepared corpus: the one given, the one this run has, or a new one."""
+    if (Path(options.data) / "corpus.json").is_file():
+        return Corpus(options.data)
+    folder = options.run_dir / "corpus"
+    if (folder / "corpus.json").is_file():
+        return Corpus(folder)
+    tokenizer = _tokenizer(options, console, seconds)
+    start = time.perf_counter()
+    with bytes_bar(console, "tokenizing") as (bar, task):
+
+        def report(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        corpus = prepare(options.data, tokenizer, folder, options.validation, options.text_key, report)
+    seconds["corpus"] = round(time.perf_counter() - start, 1)
+    train, held_out = (corpus.manifest["splits"][split] for split in ("train", "validation"))
+    say(
+        console,
+        f"corpus      {train['bytes'] / 1e6:.1f} MB, {train['tokens']:,} tokens in {train['documents']} documents "
+        f"to train on, {held_out['bytes'] / 1e6:.2f} MB in {held_out['documents']} documents held out",
+    )
+    return corpus
+
+
+def _tokenizer(options: TrainOptions, console: Console, seconds: dict[str, float]) -> Tokenizer:
+    if options.tokenizer is not None:
+        return Tokenizer.load(options.tokenizer)
+    path = options.run_dir / "tokenizer.model"
+    if path.is_file():
+        return Tokenizer.load(path)
+    start = time.perf_counter()
+    size = options.model_config().vocabulary_size
+    with console.status("training the tokenizer") if console.is_terminal else contextlib.nullcontext():
+        tokenizer = split_and_train_tokenizer(options.data, size, options.validation, options.text_key)
+    tokenizer.save(path)
+    seconds["tokenizer"] = round(time.perf_counter() - start, 1)
+    say(console, f"tokenizer   SentencePiece, {size:,} pieces, trained in {seconds['tokenizer']:.0f} s")
+    return tokenizer
