@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n 2
+# What does not depend on the backend is tested once.
+MODEL_SIDE := tests --ignore=tests/data --ignore=tests/test_config.py
 .DEFAULT_GOAL := help
 .PHONY: help train test test-all lint constraints clean
 
@@ -11,11 +14,13 @@ help:  ## List the targets
 train: $(VENV)/.installed  ## Install, then train the default GPT; TRAIN="--minutes 1 ..." passes options on
 	$(BIN)/python -m gpt_keras.train $(TRAIN)
 
-test: $(VENV)/.installed-test  ## The tests, under 10 minutes
-	$(BIN)/python -m pytest -m "not slow" $(TEST)
+test: $(VENV)/.installed-test  ## The tests on both backends, offline, under 10 minutes
+	KERAS_BACKEND=tensorflow $(PYTEST) -m "not slow"
+	KERAS_BACKEND=jax $(PYTEST) -m "not slow and not tensorflow" $(MODEL_SIDE)
 
 test-all: $(VENV)/.installed-test  ## The slow ones too
-	$(BIN)/python -m pytest $(TEST)
+	KERAS_BACKEND=tensorflow $(PYTEST)
+	KERAS_BACKEND=jax $(PYTEST) -m "not tensorflow" $(MODEL_SIDE)
 
 lint: $(VENV)/.installed-test  ## Style and types
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ import docstring_parser
 import jsonargparse
 
 from gpt_keras.data.errors import InputError
+from gpt_keras.data.files import readable
 
 
 def run(
@@ -47,6 +48,9 @@ def run(
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         sys.stdout = None
         return 0
+    except OSError as error:
+        print(f"error: {readable(error, error.filename or 'a file')}", file=sys.stderr)
+        return 2
 
 
 def parse(options_type: type, program: str, positional: Sequence[str], argv: Sequence[str]) -> Any:

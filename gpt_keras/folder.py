@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from gpt_keras import architectures
 from gpt_keras.config import GPTConfig
 from gpt_keras.data.errors import InputError
-from gpt_keras.data.files import readable, whole_folder
+from gpt_keras.data.files import whole_folder
 from gpt_keras.data.hub_tokenizer import write_hub_tokenizer
 from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.model import GPT
@@ -43,15 +43,12 @@ def save_folder(model: GPT, tokenizer: Tokenizer, path: str | Path, samples: lis
         raise InputError(
             f"the tokenizer has {tokenizer.vocabulary_size} pieces, the model {model.config.vocabulary_size}"
         )
-    try:
-        with whole_folder(path) as folder:
-            _write_json(folder / "config.json", {**architectures.write_config(model.config), **_ids(tokenizer)})
-            save_file(_tensors(model), folder / "model.safetensors", metadata={"format": "pt"})
-            (folder / "tokenizer.model").write_bytes(tokenizer.model)
-            write_hub_tokenizer(tokenizer, folder, model.config.context_length, samples or [])
-            _write_json(folder / "generation_config.json", {**_ids(tokenizer), "max_new_tokens": 128})
-    except OSError as error:
-        raise readable(error, path) from error
+    with whole_folder(path) as folder:
+        _write_json(folder / "config.json", {**architectures.write_config(model.config), **_ids(tokenizer)})
+        save_file(_tensors(model), folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "tokenizer.model").write_bytes(tokenizer.model)
+        write_hub_tokenizer(tokenizer, folder, model.config.context_length, samples or [])
+        _write_json(folder / "generation_config.json", {**_ids(tokenizer), "max_new_tokens": 128})
 
 
 def _ids(tokenizer: Tokenizer) -> dict[str, int]:

@@ -16,6 +16,12 @@ PARTIAL = ".partial-"
 """Names with this inside are unfinished work: never read, swept when their writer runs again."""
 
 
+FULL_BYTES = 1 << 20
+"""A disk with less than this free counts as full when writing to it failed."""
+
+_FULL = "no space left on the disk while writing {}: free some, or choose another folder"
+
+
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path; when the block ends well it takes `path`'s place, otherwise nothing stays behind.
@@ -49,8 +55,15 @@ def _replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise readable(error, path) from error
+    except InputError:
+        raise
+    except Exception as error:
+        # Not every library says so in a way one could tell, so ask the disk.
+        if path.parent.is_dir() and shutil.disk_usage(path.parent).free < FULL_BYTES:
+            raise InputError(_FULL.format(path)) from error
+        if isinstance(error, OSError):
+            raise readable(error, path) from error
+        raise
     finally:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
@@ -73,7 +86,7 @@ def sweep(folder: str | Path) -> None:
 def readable(error: OSError, path: str | Path) -> InputError:
     """An operating system error as one line of advice."""
     if error.errno == errno.ENOSPC:
-        return InputError(f"no space left on the disk while writing {path}: free some, or choose another folder")
+        return InputError(_FULL.format(path))
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return InputError(f"{error.filename or path} cannot be written ({error.strerror}): choose another folder")
     return InputError(f"{error.filename or path}: {error.strerror or error}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gpt_keras.data.errors import InputError
-from gpt_keras.data.files import readable, sweep, whole_folder
+from gpt_keras.data.files import sweep, whole_folder
 from gpt_keras.data.shards import FORMAT, SPLITS, Corpus, ShardWriter
 from gpt_keras.data.sources import Document, open_source
 from gpt_keras.data.split import Split, plan_split
@@ -58,12 +58,9 @@ def prepare(
     split = plan_split(documents(), validation)
     if output.parent.is_dir():
         sweep(output.parent)
-    try:
-        with whole_folder(output) as folder:
-            manifest = _write(folder, source, documents(), split, tokenizer, report)
-            (folder / "corpus.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
-    except OSError as error:
-        raise readable(error, output) from error
+    with whole_folder(output) as folder:
+        manifest = _write(folder, source, documents(), split, tokenizer, report)
+        (folder / "corpus.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
     return Corpus(output)
 
 

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import io
-import multiprocessing
+import json
+import os
 import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import sentencepiece
 
@@ -183,52 +184,48 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, model_type: str 
                     break
         if used == 0:
             raise InputError("there is no text to train a tokenizer on")
-        options = {"input": str(lines), "vocab_size": vocabulary_size, "model_type": model_type}
-        model = _in_a_process(_train, options)
-    if isinstance(model, str):
-        raise InputError(_explain(model, vocabulary_size))
-    return Tokenizer(model)
+        for name, pairs in (("escape", _ESCAPES.items()), ("restore", [(v, k) for k, v in _ESCAPES.items()])):
+            table = "".join(f"{_code_points(a)}\t{_code_points(b)}\n" for a, b in pairs)
+            (Path(folder) / name).write_text(table, "ascii")
+        options = {
+            "input": str(lines),
+            "vocab_size": vocabulary_size,
+            "model_type": model_type,
+            "normalization_rule_tsv": str(Path(folder) / "escape"),
+            "denormalization_rule_tsv": str(Path(folder) / "restore"),
+            **_OPTIONS,
+        }
+        output = Path(folder) / "model"
+        command = [sys.executable, "-m", "gpt_keras.data.sentencepiece_training", str(output), json.dumps(options)]
+        # In a session of its own the terminal's Ctrl-C reaches only this process, which then ends that one.
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, start_new_session=True)
+        if done.returncode:
+            raise InputError(_explain(done.stderr, vocabulary_size))
+        return Tokenizer(output.read_bytes())
 
 
+_OPTIONS = {
+    "unk_piece": UNKNOWN,
+    "bos_piece": BEGIN,
+    "eos_piece": END,
+    "pad_piece": PADDING,
+    "unk_id": 0,
+    "bos_id": 1,
+    "eos_id": 2,
+    "pad_id": 3,
+    "unk_surface": "\ufffd",
+    "control_symbols": [f"<|{role}|>" for role in ROLES],
+    "user_defined_symbols": [text.replace(" ", "\u2581") for text in LAYOUT],
+    "byte_fallback": True,
+    "character_coverage": 0.9999,
+    "remove_extra_whitespaces": False,
+    "add_dummy_prefix": False,
+    "allow_whitespace_only_pieces": True,
+    "max_sentence_length": 1 << 20,
+    "num_threads": os.cpu_count() or 1,
+    "minloglevel": 2,
+}
 _LAYOUT_PATTERN = re.compile("|".join(sorted((re.escape(s) for s in LAYOUT), key=len, reverse=True)))
-
-
-def _train(options: dict[str, Any]) -> bytes | str:
-    """The serialized model, or what SentencePiece said went wrong."""
-    model = io.BytesIO()
-    with tempfile.TemporaryDirectory() as folder:
-        escape, restore = Path(folder) / "escape.tsv", Path(folder) / "restore.tsv"
-        for path, pairs in ((escape, _ESCAPES.items()), (restore, [(v, k) for k, v in _ESCAPES.items()])):
-            path.write_text("".join(f"{_code_points(a)}\t{_code_points(b)}\n" for a, b in pairs))
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                **options,
-                model_writer=model,
-                unk_piece=UNKNOWN,
-                bos_piece=BEGIN,
-                eos_piece=END,
-                pad_piece=PADDING,
-                unk_id=0,
-                bos_id=1,
-                eos_id=2,
-                pad_id=3,
-                unk_surface="\ufffd",
-                control_symbols=[f"<|{role}|>" for role in ROLES],
-                user_defined_symbols=[s.replace(" ", "\u2581") for s in LAYOUT],
-                byte_fallback=True,
-                character_coverage=0.9999,
-                normalization_rule_tsv=str(escape),
-                denormalization_rule_tsv=str(restore),
-                remove_extra_whitespaces=False,
-                add_dummy_prefix=False,
-                allow_whitespace_only_pieces=True,
-                max_sentence_length=1 << 20,
-                num_threads=multiprocessing.cpu_count(),
-                minloglevel=2,
-            )
-        except RuntimeError as error:
-            return str(error)
-    return model.getvalue()
 
 
 def _code_points(text: str) -> str:
@@ -246,13 +243,6 @@ def _explain(message: str, vocabulary_size: int) -> str:
     if "required_chars" in message or "vocab_size" in message or found:
         return f"a vocabulary of {vocabulary_size} is too small for the bytes and special pieces; use at least 512"
     return f"SentencePiece could not train: {' '.join(message.split())}"
-
-
-def _in_a_process(function: Any, *arguments: Any) -> Any:
-    """The function's result from a fresh process, which an interrupt of this one ends."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply_async(function, arguments).get()
 
 
 def stream_decode(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:

@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from gpt_keras.data.errors import InputError
-from gpt_keras.data.files import readable, sweep, whole_folder
+from gpt_keras.data.files import sweep, whole_folder
 from gpt_keras.data.graph_tokenizer import GraphTokenizer
 from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.model import GPT
@@ -54,13 +54,8 @@ def export_saved_model(model: GPT, tokenizer: Tokenizer, base: str | Path, max_n
         sweep(base)
     version = next_version(base)
     module = TextGeneration(model, tokenizer, max_new_tokens)
-    try:
-        with whole_folder(base / str(version)) as folder:
-            tf.saved_model.save(module, str(folder), signatures={"serving_default": module.serving_default})
-    except OSError as error:
-        raise readable(error, base / str(version)) from error
-    except tf.errors.ResourceExhaustedError as error:
-        raise InputError(f"no space left on the disk while writing {base / str(version)}: free some") from error
+    with whole_folder(base / str(version)) as folder:
+        tf.saved_model.save(module, str(folder), signatures={"serving_default": module.serving_default})
     return base / str(version)
 
 

@@ -64,7 +64,7 @@ class Pace(keras.callbacks.Callback):
         if not math.isfinite(loss):
             raise InputError(
                 f"training diverged: the loss is {loss} at step {self.step}; lower --learning-rate "
-                f"(now {self.options.learning_rate}) or raise --warmup-steps"
+                f"(now {self.options.learning_rate}) or raise --warmup-steps, and begin again with --restart"
             )
         if self.progress >= 1.0:
             self.model.stop_training = True
@@ -106,13 +106,14 @@ class Record(keras.callbacks.Callback):
         self._bar: Progress | None = None
         # A run that goes on after a kill does the steps behind its checkpoint again; their old lines go.
         records = [r for r in read_metrics(folder) if r["step"] <= pace.step]
+        self._earlier_speed = float(records[-1]["tokens_per_second"]) if records else 0.0
         (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
 
     @property
     def tokens_per_second(self) -> float:
         """Training speed: the median step's, so that pauses for evaluation and checkpoints do not count."""
         if not self._step_seconds:
-            return 0.0
+            return self._earlier_speed
         return self.tokens_per_step / sorted(self._step_seconds)[len(self._step_seconds) // 2]
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -147,6 +148,7 @@ class Record(keras.callbacks.Callback):
             "tokens_per_second": round(self.tokens_per_second),
         }
         if self.evaluations and self.pace.progress >= self._next_evaluation and self.pace.progress < 1.0:
+            _ = self.model  # on JAX, this brings the trained values into the model's variables
             score = self.scorer.score(self.EVALUATION_TOKENS)
             self._validation_loss = record["validation_loss"] = score.loss
             self._next_evaluation = self._next_share(self.pace.progress)

@@ -1,6 +1,6 @@
 """The run folder before any model is built: its options, its tokenizer and its corpus. Imports no keras.
 
-runs/NAME/  config.yaml  tokenizer.model  corpus/  metrics.jsonl  logs/  loss.png  checkpoints/
+runs/NAME/  config.yaml  corpus/  metrics.jsonl  logs/  loss.png  checkpoints/
             model/  samples.md  summary.json
 """
 
@@ -44,7 +44,7 @@ class PreparedRun:
 
 
 def prepare_run(options: TrainOptions, console: Console) -> PreparedRun:
-    """Record the options, train the tokenizer and tokenize the corpus, or find them done.
+    """Train the tokenizer and tokenize the corpus, or find them done, and record the options.
 
     Raises:
         InputError: Bad options or data: one line that says what is wrong. Told before any long work where it can be.
@@ -52,10 +52,15 @@ def prepare_run(options: TrainOptions, console: Console) -> PreparedRun:
     started = time.perf_counter()
     seconds: dict[str, float] = {}
     options.model_config()
-    _record_options(options)
-    corpus = _corpus(options, console, seconds)
+    check_options(options)
+    begun = (options.run_dir / "config.yaml").exists()
+    corpus = _given_corpus(options, begun) or _new_corpus(options, console, seconds)
     context = options.model_config(corpus.tokenizer.vocabulary_size).context_length
     Batches(corpus.streams["train"], context, options.batch_size)  # is there enough of it
+    # Only now, when nothing is left to go wrong with them, are the options those of the run.
+    with whole_file(options.run_dir / "config.yaml") as partial:
+        partial.write_text(yaml.safe_dump(_plain(options), sort_keys=False), "utf-8")
+    sweep(options.run_dir)
     return PreparedRun(corpus, started, seconds)
 
 
@@ -125,20 +130,15 @@ def _plain(options: TrainOptions) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
-def _record_options(options: TrainOptions) -> None:
-    check_options(options)
-    with whole_file(options.run_dir / "config.yaml") as partial:
-        partial.write_text(yaml.safe_dump(_plain(options), sort_keys=False), "utf-8")
-    sweep(options.run_dir)
-
-
-def _corpus(options: TrainOptions, console: Console, seconds: dict[str, float]) -> Corpus:
-    """The prepared corpus: the one given, the one this run has, or a new one."""
+def _given_corpus(options: TrainOptions, begun: bool) -> Corpus | None:
+    """The corpus that the options name, or the one this run has made."""
     if (Path(options.data) / "corpus.json").is_file():
         return Corpus(options.data)
+    return Corpus(options.run_dir / "corpus") if begun else None
+
+
+def _new_corpus(options: TrainOptions, console: Console, seconds: dict[str, float]) -> Corpus:
     folder = options.run_dir / "corpus"
-    if (folder / "corpus.json").is_file():
-        return Corpus(folder)
     tokenizer = _tokenizer(options, console, seconds)
     start = time.perf_counter()
     with bytes_bar(console, "tokenizing") as (bar, task):
@@ -160,14 +160,10 @@ def _corpus(options: TrainOptions, console: Console, seconds: dict[str, float]) 
 def _tokenizer(options: TrainOptions, console: Console, seconds: dict[str, float]) -> Tokenizer:
     if options.tokenizer is not None:
         return Tokenizer.load(options.tokenizer)
-    path = options.run_dir / "tokenizer.model"
-    if path.is_file():
-        return Tokenizer.load(path)
     start = time.perf_counter()
     size = options.model_config().vocabulary_size
     with console.status("training the tokenizer") if console.is_terminal else contextlib.nullcontext():
         tokenizer = split_and_train_tokenizer(options.data, size, options.validation, options.text_key)
-    tokenizer.save(path)
     seconds["tokenizer"] = round(time.perf_counter() - start, 1)
     say(console, f"tokenizer   SentencePiece, {size:,} pieces, trained in {seconds['tokenizer']:.0f} s")
     return tokenizer

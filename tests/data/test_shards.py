@@ -80,9 +80,10 @@ def test_a_damaged_manifest_is_named(corpus, tmp_path):
 
 def test_a_full_disk_leaves_nothing_behind(source, tokenizer, tmp_path, monkeypatch):
     def full(*_):
-        raise OSError(28, "No space left on device")
+        raise RuntimeError("some library's words for a full disk")
 
     monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 0))
     with pytest.raises(InputError, match="no space left on the disk"):
         prepare(source, tokenizer, tmp_path / "corpus")
     assert list(tmp_path.iterdir()) == []

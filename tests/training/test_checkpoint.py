@@ -25,12 +25,12 @@ def state(model) -> list[np.ndarray]:
     return [np.array(variable) for variable in [*model.variables, *model.optimizer.variables]]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config():
     return GPTConfig.from_preset("nano", vocabulary_size=512, context_length=96, dropout=0.1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def trained(config):
     model = compiled(config)
     model.fit(random_ids((8, 16), 512), random_ids((8, 16), 512, 1), batch_size=4, verbose=0)
