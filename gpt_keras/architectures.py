@@ -161,6 +161,7 @@ def _read_llama(raw: dict[str, Any]) -> dict[str, Any]:
         "head_dim": raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
         "num_key_value_heads": raw.get("num_key_value_heads") or raw["num_attention_heads"],
         "tie_embeddings": raw.get("tie_word_embeddings", False),
+        "norm_epsilon": raw.get("rms_norm_eps", 1e-6),
     }
 
 
@@ -182,7 +183,11 @@ ARCHITECTURES = {
             "GPT2LMHeadModel",
             {**_GPT_REQUIRES, "norm_order": "pre", "qk_norm": False},
             _GPT_KEYS,
-            {"activation_function": "gelu_new"},
+            {
+                "activation_function": "gelu_new",
+                "scale_attn_weights": True,
+                "scale_attn_by_inverse_layer_idx": False,
+            },
             _gpt_weights(
                 "transformer.h.{i}",
                 "transformer.wte.weight",

@@ -27,14 +27,13 @@ _BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 """Tensors that old checkpoints carry and no model needs."""
 
 
-def save_folder(model: GPT, tokenizer: Tokenizer, path: str | Path, samples: list[str] | None = None) -> None:
+def save_folder(model: GPT, tokenizer: Tokenizer, path: str | Path) -> None:
     """Write the model folder at `path`; it appears whole or not at all, and an old one is replaced.
 
     Args:
         model: Weights are stored as float32.
         tokenizer: Its vocabulary must be the model's.
         path: The folder.
-        samples: Texts on which the tokenizer.json written for Hugging Face is checked to give the same ids.
 
     Raises:
         InputError: The tokenizer does not fit the model, or the disk is full.
@@ -47,7 +46,7 @@ def save_folder(model: GPT, tokenizer: Tokenizer, path: str | Path, samples: lis
         _write_json(folder / "config.json", {**architectures.write_config(model.config), **_ids(tokenizer)})
         save_file(_tensors(model), folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "tokenizer.model").write_bytes(tokenizer.model)
-        write_hub_tokenizer(tokenizer, folder, model.config.context_length, samples or [])
+        write_hub_tokenizer(tokenizer, folder, model.config.context_length)
         _write_json(folder / "generation_config.json", {**_ids(tokenizer), "max_new_tokens": 128})
 
 
@@ -90,6 +89,8 @@ def read_folder_config(path: str | Path) -> tuple[GPTConfig, architectures.Archi
         raise InputError(f"{path}: no model folder there (config.json is missing)") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: cannot be read ({error})") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"{file}: expected a JSON object, found {type(raw).__name__}")
     try:
         return architectures.read_config(raw)
     except InputError as error:

@@ -139,7 +139,7 @@ class TokenAndPositionEmbedding(_Part):
                 shape=(config.context_length, config.hidden_dim),
                 initializer=self._normal(),
             )
-        self.dropout = layers.Dropout(config.dropout, name="dropout")
+        self.dropout = layers.Dropout(config.dropout, dtype=self.dtype_policy, name="dropout")
 
     def call(self, token_ids: Tensor, positions: Tensor | None = None, training: bool = False) -> Tensor:
         """Embed int32 `token_ids` [batch, length] at `positions` [batch, length] (default: 0, 1, 2, ...).
@@ -291,13 +291,14 @@ class MaskedMultiHeadSelfAttention(_Part):
     def _split_heads(self, x: Tensor) -> Tensor:
         """[batch, length, heads * head_dim] -> [batch, heads, length, head_dim]."""
         heads = x.shape[-1] // self.config.head_dim
-        x = ops.reshape(x, (-1, kernels.size(x, 1), heads, self.config.head_dim))
+        x = ops.reshape(x, (kernels.size(x, 0), kernels.size(x, 1), heads, self.config.head_dim))
         return ops.transpose(x, (0, 2, 1, 3))
 
     def _merge_heads(self, x: Tensor) -> Tensor:
         """[batch, heads, length, head_dim] -> [batch, length, heads * head_dim]."""
         x = ops.transpose(x, (0, 2, 1, 3))
-        return ops.reshape(x, (-1, kernels.size(x, 1), self.config.num_heads * self.config.head_dim))
+        batch, length = kernels.size(x, 0), kernels.size(x, 1)
+        return ops.reshape(x, (batch, length, self.config.num_heads * self.config.head_dim))
 
 
 @_register

@@ -21,7 +21,7 @@ from rich.text import Text
 from gpt_keras import command
 from gpt_keras.backend import choose_backend, start_backend
 from gpt_keras.training.options import TrainOptions
-from gpt_keras.training.run_folder import check_options, finished_summary, prepare_run, put_aside, say
+from gpt_keras.training.run_folder import check_data, check_options, finished_summary, prepare_run, put_aside, say
 
 PROGRAM = "python -m gpt_keras.train"
 
@@ -29,6 +29,8 @@ PROGRAM = "python -m gpt_keras.train"
 def main(options: TrainOptions) -> None:
     console = Console(stderr=options.json)
     backend = choose_backend(options.backend)
+    options.model_config()
+    check_data(options)
     if options.restart and options.run_dir.exists():
         say(console, f"{options.run_dir} is now {put_aside(options.run_dir)}")
     check_options(options)

@@ -39,7 +39,7 @@ def kind(request) -> str:
 
 @pytest.fixture
 def folder(kind, tokenizer, tmp_path):
-    save_folder(build(config_of(kind)), tokenizer, tmp_path / "model", ["def f():\n    return 1\n"])
+    save_folder(build(config_of(kind)), tokenizer, tmp_path / "model")
     return tmp_path / "model"
 
 

@@ -16,6 +16,7 @@ PARTIAL = ".partial-"
 """Names with this inside are unfinished work: never read, swept when their writer runs again."""
 
 
+_OLD = "-old"
 FULL_BYTES = 1 << 20
 """A disk with less than this free counts as full when writing to it failed."""
 
@@ -44,13 +45,13 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     partial = path.parent / f"{path.name}{PARTIAL}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    old: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         _sync(partial)
-        old = None
         if path.is_dir():  # os.replace cannot put one folder over another
-            old = partial.with_name(partial.name + "-old")
+            old = partial.with_name(partial.name + _OLD)
             os.replace(path, old)
         os.replace(partial, path)
         if old is not None:
@@ -65,6 +66,8 @@ def _replacing(path: Path) -> Iterator[Path]:
             raise readable(error, path) from error
         raise
     finally:
+        if old is not None and old.exists() and not path.exists():
+            os.replace(old, path)
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         else:
@@ -72,10 +75,15 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: str | Path) -> None:
-    """Remove what killed writers left in `folder`, except of processes that still run."""
-    for path in Path(folder).glob(f"*{PARTIAL}*"):
-        process = path.name.rsplit(PARTIAL, 1)[1].split("-")[0]
-        if process.isdigit() and _alive(int(process)):
+    """Remove what killed writers left in `folder`, except of processes that still run, and put back what they had
+    put away."""
+    for path in list(Path(folder).glob(f"*{PARTIAL}*")):
+        name, _, rest = path.name.rpartition(PARTIAL)
+        process = rest.split("-")[0]
+        if process.isdigit() and int(process) != os.getpid() and _alive(int(process)):
+            continue
+        if rest.endswith(_OLD) and not (path.parent / name).exists():  # killed between putting away and replacing
+            path.rename(path.parent / name)
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

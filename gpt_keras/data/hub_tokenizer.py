@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.tokenizer import BEGIN, END, LAYOUT, PADDING, ROLES, UNKNOWN, Tokenizer
 
+SPECIAL = {UNKNOWN, BEGIN, END, PADDING, *(f"<|{role}|>" for role in ROLES)}
 _PROBES = [
     "def f(x):\n    return x\n\n\nclass A:\n        pass\n",
     "  two  spaces\t\r\n",
@@ -17,22 +20,39 @@ _PROBES = [
 ]
 
 
-def write_hub_tokenizer(tokenizer: Tokenizer, folder: Path, context_length: int, samples: list[str]) -> None:
+def check_hub_tokenizer(tokenizer: Tokenizer, samples: Iterable[str] = ()) -> Any:
+    """The `tokenizers.Tokenizer` equal to `tokenizer`, compared with it on `samples` and a few texts of our own.
+
+    Texts with a special piece such as `<s>` in them are left out: Hugging Face takes those for the special token, and
+    SentencePiece for plain text, each by its convention.
+
+    Raises:
+        InputError: The ids differ, naming the text.
+    """
+    hub = build_hub_tokenizer(tokenizer)
+    for text in itertools.chain(_PROBES, samples):
+        if any(piece in text for piece in SPECIAL):
+            continue
+        if hub.encode(text, add_special_tokens=False).ids != tokenizer.encode(text):
+            raise InputError(
+                f"this tokenizer.model cannot be written for Hugging Face: tokenizer.json would give other ids for "
+                f"{text[:40]!r}; use one that python -m gpt_keras.tokenizer trained"
+            )
+    return hub
+
+
+def write_hub_tokenizer(tokenizer: Tokenizer, folder: Path, context_length: int) -> None:
     """Write tokenizer.json and tokenizer_config.json into `folder`.
 
     Args:
         tokenizer: A SentencePiece BPE model that `train_tokenizer` made, or another one without normalization.
         folder: The model folder.
         context_length: Recorded as `model_max_length`.
-        samples: Texts on which both are compared, beside a few of our own.
 
     Raises:
-        InputError: The ids differ, naming the text.
+        InputError: Hugging Face's tokenizer would give other ids.
     """
-    hub = build_hub_tokenizer(tokenizer)
-    for text in [*_PROBES, *samples]:
-        if hub.encode(text, add_special_tokens=False).ids != tokenizer.encode(text):
-            raise InputError(f"tokenizer.json would give other ids than tokenizer.model for {text[:60]!r}")
+    hub = check_hub_tokenizer(tokenizer)
     hub.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -59,10 +79,9 @@ def build_hub_tokenizer(tokenizer: Tokenizer) -> Any:
     pieces = [tokenizer.piece(i) for i in range(tokenizer.vocabulary_size)]
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
     layout = {text.replace(" ", "\u2581"): text for text in LAYOUT}
-    special = {UNKNOWN, BEGIN, END, PADDING, *(f"<|{role}|>" for role in ROLES)}
     merges = []
     for piece in pieces:
-        if piece in special or piece in layout or len(piece) < 2 or _is_byte(piece):
+        if piece in SPECIAL or piece in layout or len(piece) < 2 or _is_byte(piece):
             continue
         splits = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
         pairs = [pair for pair in splits if pair[0] in vocabulary and pair[1] in vocabulary]
@@ -86,7 +105,7 @@ def build_hub_tokenizer(tokenizer: Tokenizer) -> Any:
             decoders.Replace("\u2582b", "\u2582"),
         ]
     )
-    ordered_special = [piece for piece in pieces if piece in special]
+    ordered_special = [piece for piece in pieces if piece in SPECIAL]
     hub.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in ordered_special])
     # tokenizers looks the text of an added token up in the vocabulary, where ours are written with U+2581.
     return _with_layout(hub, {text: vocabulary[piece] for piece, text in layout.items() if piece in vocabulary})

@@ -53,6 +53,8 @@ def prepare(
     Raises:
         InputError: The source cannot be read, is empty, or the disk is full.
     """
+    if tokenizer.begin_id < 0 or tokenizer.end_id < 0:
+        raise InputError("the tokenizer has no begin or no end token, which mark where documents begin and end")
     output = Path(output)
     documents = open_source(source, text_key)
     split = plan_split(documents(), validation)

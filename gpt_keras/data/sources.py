@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import glob
 import gzip
+import io
 import itertools
 import json
 import os
 import sysconfig
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -86,7 +87,8 @@ def _find_files(source: str) -> tuple[list[Path], Path]:
 
 
 def _name(file: Path, root: Path) -> str:
-    return file.relative_to(root).as_posix()
+    name = file.relative_to(root).as_posix()
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _python_stdlib() -> Iterator[Document]:
@@ -184,8 +186,13 @@ def _from_record(record: Any, name: str, text_key: str) -> Iterator[Document]:
         raise InputError(f"{name}: the field {text_key!r} is {type(text).__name__}, not text; see --text-key")
     if "\0" in text:
         raise InputError(f"{name}: a NUL character in the field {text_key!r}; only text can be learned from")
-    if text.strip():
-        yield Document(name, text)
+    try:
+        raw = text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{name}: half a character (a lone surrogate) at {error.start} of the field {text_key!r}; mend or drop it"
+        ) from error
+    yield from _pieces(io.BytesIO(raw), name)
 
 
 def _tensorflow_dataset(name: str, text_key: str) -> Source:
@@ -195,16 +202,10 @@ def _tensorflow_dataset(name: str, text_key: str) -> Source:
     except ImportError as error:
         raise InputError("tfds: sources need one more package: pip install 'gpt_keras[datasets]'") from error
 
-    def documents() -> Iterator[Document]:
-        try:
-            records = tfds.as_numpy(tfds.load(name, split=split or "train", shuffle_files=False))
-        except Exception as error:  # tfds raises dozens of kinds, from a typo to a lost network
-            raise InputError(f"tfds:{name}: cannot be loaded ({_first_line(error)})") from error
-        for number, record in enumerate(records):
-            for document in _from_record(record, f"tfds:{name}:{number}", text_key):
-                yield from _text_pieces(document)
+    def records() -> Iterable[Any]:
+        return tfds.as_numpy(tfds.load(name, split=split or "train", shuffle_files=False))
 
-    return documents
+    return lambda: _from_records(records, f"tfds:{name}", text_key)
 
 
 def _hugging_face_dataset(name: str, text_key: str) -> Source:
@@ -217,23 +218,20 @@ def _hugging_face_dataset(name: str, text_key: str) -> Source:
     if not Path(name).exists() and len(parts) == 3:
         name, split = "/".join(parts[:2]), parts[2]
 
-    def documents() -> Iterator[Document]:
-        try:
-            records = datasets.load_dataset(name, split=split, streaming=True)
-        except Exception as error:  # as above
-            raise InputError(f"hf:{name}: cannot be loaded ({_first_line(error)})") from error
-        for number, record in enumerate(records):
-            for document in _from_record(record, f"hf:{name}:{number}", text_key):
-                yield from _text_pieces(document)
+    def records() -> Iterable[Any]:
+        return datasets.load_dataset(name, split=split, streaming=True)
 
-    return documents
+    return lambda: _from_records(records, f"hf:{name}", text_key)
 
 
-def _text_pieces(document: Document) -> Iterator[Document]:
-    """A data set's record as documents of at most PIECE_BYTES, as a file would be."""
-    import io
-
-    yield from _pieces(io.BytesIO(document.text.encode()), document.name)
+def _from_records(records: Callable[[], Iterable[Any]], name: str, text_key: str) -> Iterator[Document]:
+    try:
+        for number, record in enumerate(records()):
+            yield from _from_record(record, f"{name}:{number}", text_key)
+    except InputError:
+        raise
+    except Exception as error:  # these libraries raise dozens of kinds, from a typo to a lost network
+        raise InputError(f"{name}: cannot be loaded ({_first_line(error)})") from error
 
 
 def _first_line(error: Exception) -> str:

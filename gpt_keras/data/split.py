@@ -24,14 +24,12 @@ class Split:
         hash_limit: Documents whose text hash is at most this are held out (`None` for `tail`).
         tail_start: Byte of the corpus at which the held-out tail begins (`None` otherwise).
         total_bytes: UTF-8 bytes of all documents.
-        num_documents: How many there are.
     """
 
     rule: str
     hash_limit: int | None
     tail_start: int | None
     total_bytes: int
-    num_documents: int
 
     def divide(self, documents: Iterable[Document]) -> Iterator[tuple[bool, Document]]:
         """Every document with whether it is held out; the one that the tail begins in comes in two parts."""
@@ -84,14 +82,14 @@ def plan_split(documents: Iterable[Document], rule: str = "auto") -> Split:
         cut = total - max(1, int(total * fraction))
         if cut <= 0 or (count == 1 and total < 2):
             raise InputError(f"the corpus is too small to hold anything out of its {total} bytes")
-        return Split(f"tail:{fraction}", None, cut, total, count)
+        return Split(f"tail:{fraction}", None, cut, total)
     wanted = total * fraction if fraction is not None else min(max(0.05 * total, min(5e5, 0.1 * total)), 1e7)
     held_out, limit = 0, -1
     for digest in sorted(sizes)[: len(sizes) - 1]:
         if held_out >= wanted:
             break
         held_out, limit = held_out + sizes[digest], digest
-    return Split(rule, limit, None, total, count)
+    return Split(rule, limit, None, total)
 
 
 def _line_before(raw: bytes, cut: int) -> int:

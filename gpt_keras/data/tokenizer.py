@@ -91,7 +91,8 @@ class Tokenizer:
 
     @property
     def padding_id(self) -> int:
-        return self._processor.pad_id()
+        """The padding piece, or the end piece in models without one: what is padded is never looked at."""
+        return self._processor.pad_id() if self._processor.pad_id() >= 0 else self.end_id
 
     def role_id(self, role: str) -> int:
         """The token that opens a turn of `role` in a conversation."""

@@ -105,14 +105,14 @@ def _generate(model: GPT, tokenizer: Tokenizer, prompts: Tensor, lengths: Tensor
         return tf.logical_and(number < max_new_tokens, tf.logical_not(tf.reduce_all(ended)))
 
     def decode(number: Tensor, token: Tensor, ended: Tensor, written: Tensor, cache: Any) -> tuple[Any, ...]:
-        written = written.write(number, tf.where(ended, -1, token))
+        here = tf.logical_and(tf.range(max_new_tokens)[None] == number, tf.logical_not(ended)[:, None])
+        written = tf.where(here, token[:, None], written)
         logits, cache = model.step(token[:, None], (lengths + number)[:, None], cache=cache)
         token = greedy(logits[:, 0])
         return number + 1, token, tf.logical_or(ended, token == tokenizer.end_id), written, cache
 
     token = greedy(logits[:, 0])
-    written = tf.TensorArray(tf.int32, size=0, dynamic_size=True, element_shape=[None], clear_after_read=False)
-    first = (tf.constant(0), token, token == tokenizer.end_id, written, cache)
+    nothing = tf.fill([batch, max_new_tokens], -1)
+    first = (tf.constant(0), token, token == tokenizer.end_id, nothing, cache)
     _, _, _, written, _ = tf.while_loop(goes_on, decode, first)
-    tokens = tf.transpose(tf.reshape(written.stack(), [-1, batch]))
-    return tf.ragged.boolean_mask(tokens, tokens >= 0)
+    return tf.ragged.boolean_mask(written, written >= 0)

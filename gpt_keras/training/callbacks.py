@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gpt_keras.data.errors import InputError
+from gpt_keras.data.files import whole_file
 from gpt_keras.evaluation.bits_per_byte import HeldOutScorer
 from gpt_keras.training import checkpoint
 from gpt_keras.training.options import TrainOptions
@@ -27,6 +31,7 @@ class Pace(keras.callbacks.Callback):
     Attributes:
         step: Optimizer steps done, those of earlier processes included.
         seconds: Seconds spent, likewise.
+        learning_rate: Of the step at hand or just done.
     """
 
     def __init__(self, options: TrainOptions, done: checkpoint.Progress) -> None:
@@ -34,6 +39,7 @@ class Pace(keras.callbacks.Callback):
         self.options = options
         self.step = self.first_step = done.step
         self._before = self.seconds = done.seconds
+        self.learning_rate = 0.0
         self._started: float | None = None
 
     @property
@@ -45,14 +51,14 @@ class Pace(keras.callbacks.Callback):
         return min(1.0, self.seconds / (60.0 * self.options.minutes))
 
     @property
-    def learning_rate(self) -> float:
+    def next_learning_rate(self) -> float:
         options = self.options
         factor = learning_rate_factor(options.schedule, self.step, self.progress, options.warmup_steps, options.decay)
         return options.learning_rate * factor
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         model = self.model
-        model.optimizer.learning_rate = self.learning_rate
+        self.learning_rate = model.optimizer.learning_rate = self.next_learning_rate
         model.reset_metrics()  # the loss reported is this step's, not the mean since the beginning
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -97,21 +103,21 @@ class Record(keras.callbacks.Callback):
         super().__init__()
         self.pace, self.scorer, self.folder = pace, scorer, folder
         self.tokens_per_step, self.console, self.evaluations = tokens_per_step, console, evaluations
-        self._step_seconds: list[float] = []
+        self._step_seconds: deque[float] = deque(maxlen=101)
         self._validation_loss = float("nan")
         self._next_evaluation = self._next_share(pace.progress)
         self._last_line = time.perf_counter()
-        self._last_end: float | None = None
         self._board: Any = None
         self._bar: Progress | None = None
         # A run that goes on after a kill does the steps behind its checkpoint again; their old lines go.
         records = [r for r in read_metrics(folder) if r["step"] <= pace.step]
         self._earlier_speed = float(records[-1]["tokens_per_second"]) if records else 0.0
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+        with whole_file(folder / "metrics.jsonl") as partial:
+            partial.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
 
     @property
     def tokens_per_second(self) -> float:
-        """Training speed: the median step's, so that pauses for evaluation and checkpoints do not count."""
+        """Training speed: the median of the last steps', so that pauses for evaluation and checkpoints do not count."""
         if not self._step_seconds:
             return self._earlier_speed
         return self.tokens_per_step / sorted(self._step_seconds)[len(self._step_seconds) // 2]
@@ -216,6 +222,40 @@ class Checkpoint(keras.callbacks.Callback):
         self._last = time.perf_counter()
 
 
+class StopBetweenSteps(keras.callbacks.Callback):
+    """Holds a Ctrl-C back until the step at hand is done, when what is in memory is the state after a whole step.
+
+    Use as a context around `fit`, and as its last callback. A second Ctrl-C is not held back.
+
+    Attributes:
+        stopped: The run was stopped, and between two steps.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stopped = self._asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> StopBetweenSteps:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self._asked:
+            self.stopped = True
+            raise KeyboardInterrupt
+
+    def _ask(self, *_: object) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The records of metrics.jsonl; a last line that a kill cut short is left out."""
     records = []
@@ -246,10 +286,9 @@ def draw_loss(folder: Path) -> None:
     axes.set(xlabel="step", ylabel="loss (nats per token)", title="Training")
     axes.grid(alpha=0.3)
     axes.legend()
-    partial = folder / "loss.png.partial-0"
-    figure.savefig(partial, dpi=120, format="png")
+    with whole_file(folder / "loss.png") as partial:
+        figure.savefig(partial, dpi=120, format="png")
     pyplot.close(figure)
-    partial.replace(folder / "loss.png")
 
 
 def _smoothed(values: list[float], weight: float = 0.95) -> list[float]:

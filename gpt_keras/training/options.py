@@ -98,6 +98,10 @@ class TrainOptions:
         for name in ("weight_decay", "warmup_steps", "clip_norm", "evaluations", "seed"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"--{name.replace('_', '-')} must be 0 or above, not {getattr(self, name)}")
+        if self.seed >= 2**32:
+            raise InputError(f"--seed must be below {2**32}, not {self.seed}")
+        if self.context_length is not None and self.context_length < 8:
+            raise InputError(f"--context-length must be at least 8, not {self.context_length}")
         if not 0.0 <= self.decay <= 1.0:
             raise InputError(f"--decay must be from 0 to 1, not {self.decay}")
 

@@ -30,7 +30,7 @@ from gpt_keras.evaluation.bits_per_byte import HeldOutScorer, xz_bits_per_byte
 from gpt_keras.folder import load_folder, save_folder
 from gpt_keras.generation import Generator, SamplingOptions
 from gpt_keras.model import GPT
-from gpt_keras.training.callbacks import Checkpoint, Pace, Record, draw_loss
+from gpt_keras.training.callbacks import Checkpoint, Pace, Record, StopBetweenSteps, draw_loss
 from gpt_keras.training.checkpoint import restore_checkpoint
 from gpt_keras.training.loss import NextTokenLoss
 from gpt_keras.training.optimizer import make_optimizer
@@ -97,8 +97,7 @@ class TrainingRun:
         policy, why = choose_precision(options.precision)
         keras.utils.set_random_seed(options.seed)
         model = GPT(config, dtype=policy)
-        on_cpu = keras.backend.backend() == "tensorflow" and policy == "float32"
-        model.compile(make_optimizer(options), NextTokenLoss(), jit_compile=False if on_cpu else "auto")
+        model.compile(make_optimizer(options), NextTokenLoss(), jit_compile="auto")
         done = restore_checkpoint(model, self.folder / "checkpoints")
         architecture, field = architecture_for(config)
         kind = architecture.model_type if architecture else f"gpt_keras ({field} is beyond Hugging Face's types)"
@@ -123,31 +122,33 @@ class TrainingRun:
         checkpoints = Checkpoint(pace, self.folder / "checkpoints", options.checkpoint_seconds)
         if pace.progress < 1.0:
             import_tensorflow()  # for tf.data and TensorBoard, on any backend
+            interrupt = StopBetweenSteps()
             try:
-                model.fit(
-                    batches.dataset(start=done.step),
-                    epochs=1,
-                    steps_per_epoch=sys.maxsize,  # Pace ends the run
-                    shuffle=False,  # the data set has its own order
-                    verbose=0,
-                    callbacks=[pace, record, checkpoints],
-                )
+                with interrupt:
+                    model.fit(
+                        batches.dataset(start=done.step),
+                        epochs=1,
+                        steps_per_epoch=sys.maxsize,  # Pace ends the run
+                        shuffle=False,  # the data set has its own order
+                        verbose=0,
+                        callbacks=[pace, record, checkpoints, interrupt],
+                    )
             except KeyboardInterrupt:
-                checkpoints.save()
-                say(self.console, f"stopped after step {pace.step}; the same command goes on from there")
+                if interrupt.stopped:
+                    checkpoints.save()
+                    say(self.console, f"stopped after step {pace.step}; the same command goes on from there")
                 raise
             finally:
                 record.close()
             checkpoints.save()
-            draw_loss(self.folder)
-        some = [document.text[:2000] for document, _ in zip(corpus.held_out_documents(), range(20), strict=False)]
-        save_folder(model, corpus.tokenizer, self.folder / "model", some)
+        draw_loss(self.folder)
+        save_folder(model, corpus.tokenizer, self.folder / "model")
         return {
             "parameters": model.count_params(),
             "steps": pace.step,
             "tokens": pace.step * options.batch_size * config.context_length,
             "tokens_per_second": round(record.tokens_per_second, 1),
-            "train_seconds": round(pace.seconds, 1),
+            "train_seconds": pace.seconds,
         }
 
     def _evaluate(self, model: GPT, corpus: Corpus) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -21,11 +22,15 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import readable, sweep, whole_file
+from gpt_keras.data.hub_tokenizer import check_hub_tokenizer
 from gpt_keras.data.preparation import prepare, split_and_train_tokenizer
 from gpt_keras.data.pretraining import Batches
 from gpt_keras.data.shards import Corpus
+from gpt_keras.data.sources import open_source
 from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.training.options import MAY_CHANGE, TrainOptions
+
+_FINGERPRINT = "tokenizer_sha256"
 
 
 @dataclass
@@ -52,14 +57,18 @@ def prepare_run(options: TrainOptions, console: Console) -> PreparedRun:
     started = time.perf_counter()
     seconds: dict[str, float] = {}
     options.model_config()
-    check_options(options)
+    fingerprint = check_options(options)
     begun = (options.run_dir / "config.yaml").exists()
     corpus = _given_corpus(options, begun) or _new_corpus(options, console, seconds)
+    if fingerprint not in (None, corpus.tokenizer.fingerprint):
+        raise InputError(f"{options.data} has another tokenizer than when {options.run_dir} was begun; use --restart")
+    check_hub_tokenizer(corpus.tokenizer, (d.text[:2000] for d in itertools.islice(corpus.held_out_documents(), 20)))
     context = options.model_config(corpus.tokenizer.vocabulary_size).context_length
     Batches(corpus.streams["train"], context, options.batch_size)  # is there enough of it
     # Only now, when nothing is left to go wrong with them, are the options those of the run.
     with whole_file(options.run_dir / "config.yaml") as partial:
-        partial.write_text(yaml.safe_dump(_plain(options), sort_keys=False), "utf-8")
+        record = {**_plain(options), _FINGERPRINT: corpus.tokenizer.fingerprint}
+        partial.write_text(yaml.safe_dump(record, sort_keys=False), "utf-8")
     sweep(options.run_dir)
     return PreparedRun(corpus, started, seconds)
 
@@ -77,19 +86,39 @@ def finished_summary(options: TrainOptions) -> dict[str, Any] | None:
         return None
 
 
-def check_options(options: TrainOptions) -> None:
+def check_data(options: TrainOptions) -> None:
+    """See that there is such data, and that no option is given that it makes meaningless.
+
+    Raises:
+        InputError: Naming what is wrong.
+    """
+    if not (Path(options.data) / "corpus.json").is_file():
+        open_source(options.data, options.text_key)
+        return
+    for name, default in (("tokenizer", None), ("vocabulary_size", None), ("validation", "auto")):
+        if getattr(options, name) != default:
+            raise InputError(
+                f"{options.data} is a prepared corpus, which fixes --{name.replace('_', '-')}: leave it out"
+            )
+
+
+def check_options(options: TrainOptions) -> str | None:
     """See that the run in the folder, if there is one, was begun with the same options.
+
+    Returns:
+        The fingerprint of the run's tokenizer, `None` where there is no run.
 
     Raises:
         InputError: Naming the first option that differs.
     """
     path = options.run_dir / "config.yaml"
     if not path.exists():
-        return
+        return None
     given = _plain(options)
     try:
         recorded = yaml.safe_load(path.read_text("utf-8"))
         changed = [name for name in given if name not in MAY_CHANGE and recorded[name] != given[name]]
+        fingerprint: str = recorded[_FINGERPRINT]
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error}); use --restart to begin again") from error
     if changed:
@@ -98,6 +127,7 @@ def check_options(options: TrainOptions) -> None:
             f"{options.run_dir} was begun with --{name.replace('_', '-')} {recorded[name]}, not {given[name]}: "
             "give the same to go on, another --run-dir, or --restart to begin again"
         )
+    return fingerprint
 
 
 def put_aside(folder: Path) -> Path:

@@ -104,3 +104,13 @@ def test_what_a_killed_writer_left_is_swept(tmp_path):
     (tmp_path / "kept").mkdir()
     sweep(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_kill_between_putting_away_and_replacing_loses_nothing(tmp_path):
+    old = tmp_path / "corpus.partial-999999999-abc-old"
+    old.mkdir()
+    (old / "file").write_text("first")
+    (tmp_path / "corpus.partial-999999999-abc").mkdir()
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+    assert (tmp_path / "corpus" / "file").read_text() == "first"

@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 
 import pytest
 from hypothesis import given, settings
@@ -44,6 +45,11 @@ def test_json_lines_with_a_text_key(tmp_path):
         read(path)
 
 
+def test_a_file_name_that_is_not_utf8_is_spelled_out(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("text")
+    assert [(d.name, d.text) for d in read(tmp_path)] == [("caf\\xe9.txt", "text")]
+
+
 def test_line_ends_are_kept(tmp_path):
     (tmp_path / "windows.txt").write_bytes(b"one\r\ntwo\r\n")
     assert read(tmp_path)[0].text == "one\r\ntwo\r\n"
@@ -81,6 +87,7 @@ def test_large_files_are_cut_at_blank_lines(tmp_path):
         ("cut.txt.gz", gzip.compress(b"text" * 100)[:-9], "damaged gzip"),
         ("bad.jsonl", b'{"text": "a"}\n{"text": \n', r"bad\.jsonl, line 2: not JSON"),
         ("list.jsonl", b"[1, 2]\n", r"list\.jsonl:1: expected an object"),
+        ("half.jsonl", b'{"text": "cut \\ud83d"}\n', r"half\.jsonl:1: half a character"),
         ("number.jsonl", b'{"text": 3}\n', r"number\.jsonl:1: the field 'text' is int, not text"),
     ],
 )

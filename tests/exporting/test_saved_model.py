@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpt_keras.data.errors import InputError
+from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.language_model import LanguageModel
 
 from ..conftest import build
@@ -62,6 +63,33 @@ def generate_without_keras(exported, prompts, how="together") -> list[str]:
 @pytest.mark.parametrize("how", ["together", "one by one"])
 def test_greedy_text_equals_generate_without_keras(lm, exported, how):
     assert generate_without_keras(exported, PROMPTS, how) == lm.generate(PROMPTS, max_new_tokens=NEW)
+
+
+def test_a_model_that_ends_at_once_gives_empty_texts_and_no_texts_give_none(lm, tmp_path):
+    from gpt_keras.exporting.saved_model import export_saved_model
+
+    model = build(lm.config)
+    model.embedding.token_embedding.assign(0.0 * model.embedding.token_embedding)  # equal logits: greedy is token 0
+    ending = LanguageModel(model, _EndFirst(lm.tokenizer.model))
+    assert ending.generate(PROMPTS[:2], max_new_tokens=NEW) == ["", ""]
+    exported = export_saved_model(model, ending.tokenizer, tmp_path / "m", NEW)
+    assert generate_without_keras(exported, PROMPTS[:2]) == ["", ""]
+
+
+class _EndFirst(Tokenizer):
+    """A tokenizer that takes id 0 for the end token."""
+
+    end_id = 0
+
+
+def test_an_empty_batch_gives_an_empty_batch(exported):
+    import tensorflow as tf
+
+    from gpt_keras.data.graph_tokenizer import load_operations
+
+    load_operations()
+    signature = tf.saved_model.load(str(exported)).signatures["serving_default"]
+    assert signature(text=tf.constant([], tf.string))["generated_text"].shape == (0,)
 
 
 def test_a_text_too_long_is_continued_from_its_last_tokens(lm, exported):

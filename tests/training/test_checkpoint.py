@@ -12,12 +12,10 @@ from gpt_keras.training.optimizer import Muon
 
 from ..conftest import build, random_ids
 
-JIT = "auto" if keras.backend.backend() == "jax" else False
-
 
 def compiled(config, seed=0):
     model = build(config, seed)
-    model.compile(Muon(0.01), NextTokenLoss(), jit_compile=JIT)
+    model.compile(Muon(0.01), NextTokenLoss())
     return model
 
 

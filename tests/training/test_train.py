@@ -115,7 +115,7 @@ def losses(folder: Path) -> list[float]:
 @pytest.fixture(scope="module")
 def uninterrupted(source, tmp_path_factory) -> tuple[list[str], Path]:
     folder = tmp_path_factory.mktemp("whole")
-    arguments = ["--data", source, *SMALL, "--steps", "60", "--checkpoint-seconds", "0.05", "--export-dir", "null"]
+    arguments = ["--data", source, *SMALL, "--steps", "200", "--checkpoint-seconds", "0.1", "--export-dir", "null"]
     done = train(*arguments, "--run-dir", folder / "run")
     assert done.returncode == 0, done.stderr
     return arguments, folder / "run"
@@ -188,6 +188,7 @@ BAD = {
     "both budgets": (["--steps", "3", "--minutes", "1"], "--steps or --minutes, not both"),
     "shape": (["--hidden-dim", "100", "--num-heads", "3"], "hidden_dim=100 is not divisible by num_heads=3"),
     "recipe": (["nothing.yaml"], "nothing.yaml"),
+    "seed": (["--seed", "5000000000"], "--seed must be below"),
     "backend": (["--backend", "torch"], "backend"),
 }
 
