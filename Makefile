@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest -n 2
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 # What does not depend on the backend is tested once.
 MODEL_SIDE := tests --ignore=tests/data --ignore=tests/test_config.py
 .DEFAULT_GOAL := help

@@ -153,12 +153,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "micro": {
         **_QWEN3,
-        "vocabulary_size": 8192,
-        "context_length": 512,
-        "num_layers": 6,
-        "hidden_dim": 256,
-        "num_heads": 4,
-        "intermediate_dim": 768,
+        "vocabulary_size": 4096,
+        "context_length": 256,
+        "num_layers": 4,
+        "hidden_dim": 192,
+        "num_heads": 3,
+        "intermediate_dim": 512,
     },
     "mini": {
         **_QWEN3,

@@ -82,7 +82,8 @@ class GPT(keras.Model):
         """
         x, cache = self.hidden_states(token_ids, positions, mask, cache)
         if select is not None:
-            x = ops.take_along_axis(x, ops.cast(select, "int32")[:, None, None], axis=1)
+            chosen = ops.arange(ops.shape(x)[1], dtype="int32")[None] == ops.cast(select, "int32")[:, None]
+            x = ops.sum(ops.where(chosen[..., None], x, 0), axis=1, keepdims=True)
         return self.output_head(x), cache
 
     def hidden_states(

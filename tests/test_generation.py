@@ -19,7 +19,9 @@ def by_hand(lm, prompt: str, count: int) -> str:
     ids = [lm.tokenizer.begin_id, *lm.tokenizer.encode(prompt)]
     new: list[int] = []
     while len(new) < count and len(ids) < lm.config.context_length:
-        token = int(np.asarray(lm.model(np.array([ids], np.int32)))[0, -1].argmax())
+        row = np.zeros((1, lm.config.context_length), np.int32)  # one shape; no token sees what is behind it
+        row[0, : len(ids)] = ids
+        token = int(np.asarray(lm.model(row))[0, len(ids) - 1].argmax())
         if token == lm.tokenizer.end_id:
             break
         ids.append(token)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -189,20 +188,20 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, model_type: str 
             table = "".join(f"{_code_points(a)}\t{_code_points(b)}\n" for a, b in pairs)
             (Path(folder) / name).write_text(table, "ascii")
         options = {
-            "input": str(lines),
+            "input": lines.name,
             "vocab_size": vocabulary_size,
             "model_type": model_type,
-            "normalization_rule_tsv": str(Path(folder) / "escape"),
-            "denormalization_rule_tsv": str(Path(folder) / "restore"),
+            "normalization_rule_tsv": "escape",
+            "denormalization_rule_tsv": "restore",
             **_OPTIONS,
         }
-        output = Path(folder) / "model"
-        command = [sys.executable, "-m", "gpt_keras.data.sentencepiece_training", str(output), json.dumps(options)]
+        # The model records its options, so they name no folder and no machine: equal texts give equal models.
+        command = [sys.executable, "-m", "gpt_keras.data.sentencepiece_training", folder, json.dumps(options)]
         # In a session of its own the terminal's Ctrl-C reaches only this process, which then ends that one.
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, start_new_session=True)
         if done.returncode:
             raise InputError(_explain(done.stderr, vocabulary_size))
-        return Tokenizer(output.read_bytes())
+        return Tokenizer((Path(folder) / "model").read_bytes())
 
 
 _OPTIONS = {
@@ -223,7 +222,7 @@ _OPTIONS = {
     "add_dummy_prefix": False,
     "allow_whitespace_only_pieces": True,
     "max_sentence_length": 1 << 20,
-    "num_threads": os.cpu_count() or 1,
+    "num_threads": 4,
     "minloglevel": 2,
 }
 _LAYOUT_PATTERN = re.compile("|".join(sorted((re.escape(s) for s in LAYOUT), key=len, reverse=True)))

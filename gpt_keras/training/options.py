@@ -68,7 +68,7 @@ class TrainOptions:
     minutes: float | None = None
     batch_size: int = 8
     optimizer: Literal["muon", "adamw"] = "muon"
-    learning_rate: float = 0.01
+    learning_rate: float = 0.02
     adam_ratio: float = 0.3
     weight_decay: float = 0.01
     schedule: Literal["wsd", "cosine", "linear"] = "wsd"

@@ -115,7 +115,7 @@ def test_special_pieces_in_a_text_do_not_keep_a_tokenizer_from_being_written(tok
 
 
 def test_a_tokenizer_that_hugging_face_cannot_mirror_is_told(source):
-    unigram = train_tokenizer((document.text for document in open_source(source)()), 400, model_type="unigram")
+    unigram = train_tokenizer((document.text for document in open_source(source)()), 350, model_type="unigram")
     with pytest.raises(InputError, match=r"tokenizer\.json would give other ids"):
         check_hub_tokenizer(unigram)
 
