@@ -2,8 +2,8 @@
 
     python -m benchmarks.training [--preset micro] [--batch-size 8] [--quick] [--json]
 
-Every system trains the same architecture and shape (the peer gets our config.json) on the same random tokens with AdamW,
-each in a process of its own, in turns; the figure is the fastest of all its steps after the first three. `plain` is this
+Every system trains the same architecture and shape (the peer gets our config.json) on random tokens with AdamW, each
+in a process of its own, in turns; the figure is the fastest of all its steps after the first three. `plain` is this
 project without its fast kernels. Needs the extra `test`.
 """
 

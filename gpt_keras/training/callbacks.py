@@ -37,7 +37,7 @@ class Pace(keras.callbacks.Callback):
     def __init__(self, options: TrainOptions, done: checkpoint.Progress) -> None:
         super().__init__()
         self.options = options
-        self.step = self.first_step = done.step
+        self.step = done.step
         self._before = self.seconds = done.seconds
         self.learning_rate = 0.0
         self._started: float | None = None
