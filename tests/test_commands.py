@@ -35,6 +35,7 @@ def test_generate_prints_the_continuation(folder, config, tokenizer):
     assert done.stdout.decode() == expected + "\n"
 
 
+@pytest.mark.slow
 def test_generate_with_a_seed_is_repeatable(folder):
     options = ["--prompt", "x", "--temperature", 1.2, "--top-k", 40, "--top-p", 0.9, "--max-new-tokens", 8]
     first, again, other = (run("generate", folder, *options, "--seed", seed).stdout for seed in (1, 1, 2))

@@ -123,7 +123,10 @@ def uninterrupted(source, tmp_path_factory) -> tuple[list[str], Path]:
     return arguments, folder / "run"
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param(signal.SIGKILL, id="kill -9"), pytest.param(signal.SIGINT, id="Ctrl-C", marks=pytest.mark.slow)],
+)
 def test_a_run_stopped_anywhere_goes_on_to_the_same_losses(uninterrupted, tmp_path, how):
     arguments, whole = uninterrupted
     command = [sys.executable, "-m", "gpt_keras.train", *arguments, "--run-dir", str(tmp_path / "run")]
@@ -163,6 +166,7 @@ def test_a_recipe_gives_options_and_flags_win(source, tmp_path):
     assert json.loads(done.stdout.splitlines()[-1])["metrics"]["steps"] == 3
 
 
+@pytest.mark.slow
 def test_a_diverging_run_stops_with_advice(source, tmp_path):
     done = train("--data", source, *SMALL, "--optimizer", "adamw", "--learning-rate", "1e20", "--clip-norm", 0,
                  "--warmup-steps", 0, "--steps", 30, "--run-dir", tmp_path / "run", "--export-dir", "null")  # fmt: skip
