@@ -10,6 +10,7 @@ Run it again to go on after an interruption.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -80,11 +81,17 @@ def show(summary: dict[str, Any], console: Console) -> None:
     console.print(table, highlight=False)
     console.print(f"\nThe model is in {folder / 'model'}" + _exported(summary) + ". Try:", highlight=False)
     console.print(
-        f'  python -m gpt_keras.generate {folder / "model"} --prompt "def main(" --temperature 0.8\n'
-        f"  tensorboard --logdir {folder / 'logs'}",
+        f'  {_python()} -m gpt_keras.generate {folder / "model"} --prompt "def main(" --temperature 0.8\n'
+        f"  {_python()} -m tensorboard.main --logdir {folder / 'logs'}",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _python() -> str:
+    """How the reader's shell calls this Python: by name where it is active, else by its path."""
+    active = os.environ.get("VIRTUAL_ENV") == sys.prefix or sys.prefix == sys.base_prefix
+    return "python" if active else os.path.relpath(sys.executable)
 
 
 def _exported(summary: dict[str, Any]) -> str:
