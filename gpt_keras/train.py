@@ -41,8 +41,11 @@ def main(options: TrainOptions) -> None:
         say(console, f"\n{options.run_dir} holds this finished run; nothing was done.")
         where = "" if options.run_dir == TrainOptions.run_dir else f" --run-dir {options.run_dir}"
         minutes = summary["metrics"]["train_seconds"] / 60
-        say(console, f"To train it further: {PROGRAM}{where} --minutes M   (above {minutes:.1f})")
-        say(console, f"To start over:       {PROGRAM}{where} --restart     (this run is kept beside it)")
+        say(console, f"To train it further: {_python()} -m gpt_keras.train{where} --minutes M   (above {minutes:.1f})")
+        say(
+            console,
+            f"To start over:       {_python()} -m gpt_keras.train{where} --restart     (this run is kept beside it)",
+        )
     else:
         prepared = prepare_run(options, console)
         start_backend(backend)
