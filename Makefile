@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 # What does not depend on the backend is tested once.
 MODEL_SIDE := tests --ignore=tests/data --ignore=tests/test_config.py
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all lint constraints clean
+.PHONY: help train test test-all test-llama bench lint constraints clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -14,13 +14,22 @@ help:  ## List the targets
 train: $(VENV)/.installed  ## Install, then train the default GPT; TRAIN="--minutes 1 ..." passes options on
 	$(BIN)/python -m gpt_keras.train $(TRAIN)
 
-test: $(VENV)/.installed-test  ## The tests on both backends, offline, under 10 minutes
-	KERAS_BACKEND=tensorflow $(PYTEST) -m "not slow"
-	KERAS_BACKEND=jax $(PYTEST) -m "not slow and not tensorflow" $(MODEL_SIDE)
+test: $(VENV)/.installed-test  ## The tests on both backends, offline, about 10 minutes; TEST="-k folder" passes options on
+	KERAS_BACKEND=tensorflow $(PYTEST) -m "not slow and not llama_cpp" $(TEST)
+	KERAS_BACKEND=jax $(PYTEST) -m "not slow and not tensorflow and not llama_cpp" $(MODEL_SIDE) $(TEST)
 
 test-all: $(VENV)/.installed-test  ## The slow ones too
-	KERAS_BACKEND=tensorflow $(PYTEST)
-	KERAS_BACKEND=jax $(PYTEST) -m "not tensorflow" $(MODEL_SIDE)
+	KERAS_BACKEND=tensorflow $(PYTEST) -m "not llama_cpp"
+	KERAS_BACKEND=jax $(PYTEST) -m "not tensorflow and not llama_cpp" $(MODEL_SIDE)
+
+test-llama: $(VENV)/.installed-test  ## GGUF files in llama.cpp itself; compiles llama-cpp-python first, some minutes
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[benchmark]'
+	$(BIN)/python -m pytest -m llama_cpp tests/exporting
+
+bench: $(VENV)/.installed-test  ## Speed beside other libraries; compiles llama-cpp-python first, some minutes
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[benchmark]'
+	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.generation
 
 lint: $(VENV)/.installed-test  ## Style and types
 	$(BIN)/ruff check .

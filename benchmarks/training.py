@@ -10,14 +10,11 @@ project without its fast kernels. Needs the extra `test`.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+
+from benchmarks import report
 
 SYSTEMS = {
     "gpt_keras tensorflow float32": ("keras", {"KERAS_BACKEND": "tensorflow"}, "float32"),
@@ -48,32 +45,20 @@ def main() -> None:
     best = dict.fromkeys(SYSTEMS, 0.0)
     for _ in range(1 if options.quick else 3):
         for system, (_, environment, _) in SYSTEMS.items():
-            command = [sys.executable, "-m", "benchmarks.training", "--system", system, "--preset", options.preset]
-            command += ["--batch-size", str(options.batch_size), *(["--quick"] if options.quick else [])]
-            environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "TF_CPU_ALLOCATOR_USE_BFC": "true", **environment}
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-            if done.returncode:
-                sys.exit(f"{system}: {done.stderr}")
-            best[system] = max(best[system], float(done.stdout.splitlines()[-1]))
+            arguments = ["--system", system, "--preset", options.preset, "--batch-size", str(options.batch_size)]
+            arguments += ["--quick"] if options.quick else []
+            try:
+                line = report.in_own_process("benchmarks.training", arguments, environment)
+            except report.SystemFailedError as error:
+                sys.exit(f"{system}: {error}")
+            best[system] = max(best[system], float(line))
     peer = max(value for system, value in best.items() if system.startswith("transformers"))
-    print(f"{'':40} {'tokens/s':>10} {'of the best peer':>18}")
-    for system, value in best.items():
-        print(f"{system:40} {value:10,.0f} {value / peer:17.2f}x")
+    rows = [[system, f"{value:,.0f}", f"{value / peer:.2f}x"] for system, value in best.items()]
+    report.print_table([["", "tokens/s", "of the best peer"], *rows])
     if options.json:
         case = f"training step, {options.preset}, batch {options.batch_size}"
-        results = [
-            {
-                "system": system.split()[0],
-                "case": f"{case}, {' '.join(system.split()[1:])}",
-                "value": round(value, 1),
-                "unit": "tokens/s",
-            }
-            for system, value in best.items()
-        ]
-        packages = ("keras", "tensorflow", "jax", "torch", "transformers")
-        machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-        print(json.dumps({"benchmark": "training", "machine": machine, "versions": versions, "results": results}))
+        results = [report.result(system, case, value, "tokens/s") for system, value in best.items()]
+        report.print_json("training", results, ("keras", "tensorflow", "jax", "torch", "transformers"))
 
 
 def fastest(step: Callable[[], float], steps: int) -> float:

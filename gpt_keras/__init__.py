@@ -14,26 +14,30 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Completion": "gpt_keras.generation",
     "GPT": "gpt_keras.model",
     "GPTConfig": "gpt_keras.config",
     "PRESETS": "gpt_keras.config",
     "InputError": "gpt_keras.data.errors",
     "LanguageModel": "gpt_keras.language_model",
-    "SamplingOptions": "gpt_keras.generation",
+    "SamplingOptions": "gpt_keras.sampling_options",
     "Tokenizer": "gpt_keras.data.tokenizer",
+    "draw_attention": "gpt_keras.attention_maps",
     "load": "gpt_keras.language_model",
 }
 __all__ = sorted(_PUBLIC)
 
 if TYPE_CHECKING:  # the same names, for type checkers and editors
+    from gpt_keras.attention_maps import draw_attention as draw_attention
     from gpt_keras.config import PRESETS as PRESETS
     from gpt_keras.config import GPTConfig as GPTConfig
     from gpt_keras.data.errors import InputError as InputError
     from gpt_keras.data.tokenizer import Tokenizer as Tokenizer
-    from gpt_keras.generation import SamplingOptions as SamplingOptions
+    from gpt_keras.generation import Completion as Completion
     from gpt_keras.language_model import LanguageModel as LanguageModel
     from gpt_keras.language_model import load as load
     from gpt_keras.model import GPT as GPT
+    from gpt_keras.sampling_options import SamplingOptions as SamplingOptions
 
 
 def __getattr__(name: str) -> Any:

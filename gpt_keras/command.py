@@ -90,8 +90,11 @@ def _parser(options_type: type, program: str, positional: Sequence[str]) -> json
     for field in dataclasses.fields(options_type):
         flags = [field.name] if field.name in positional else [f"--{field.name.replace('_', '-')}"]
         kwargs: dict[str, Any] = {"type": hints[field.name], "help": help_texts[field.name].replace("%", "%%")}
-        if field.default is not dataclasses.MISSING:
-            kwargs["default"] = field.default
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if default is not dataclasses.MISSING:
+            kwargs["default"] = default
             if field.name in positional:
                 kwargs["nargs"] = "?"
         elif field.name not in positional:

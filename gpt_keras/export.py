@@ -1,8 +1,10 @@
-"""Export a model folder for another runtime.
+"""Export a model for another runtime.
 
     python -m gpt_keras.export runs/default/model --format saved_model --output saved_models/default
+    python -m gpt_keras.export runs/default/model --format gguf --dtype q8_0 --output default.gguf
 
-writes the next free version, `saved_models/default/2` say, which TF Serving picks up.
+A SavedModel gets the next free version, `saved_models/default/2` say, which TF Serving picks up. A .gguf file is what
+llama.cpp runs.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Literal
 
 from gpt_keras import command
 from gpt_keras.backend import choose_backend, start_backend
+from gpt_keras.data.errors import InputError
 
 
 @dataclass
@@ -21,30 +24,44 @@ class ExportOptions:
     """Options of `python -m gpt_keras.export`.
 
     Args:
-        model: A model folder.
-        output: The exported model's folder; versions are made inside.
-        format: What to write: saved_model.
-        max_new_tokens: Most tokens that one request generates.
+        model: A model folder, a .gguf file, hf:ORG/NAME or smollm2.
+        output: For a SavedModel the folder inside which versions are made, for GGUF the file.
+        format: What to write: saved_model or gguf.
+        dtype: How GGUF stores matrices: f32, f16 (the default) or q8_0.
+        max_new_tokens: Most tokens that one request to a SavedModel generates.
         quiet: Print nothing but where the export is.
     """
 
-    model: Path
+    model: str
     output: Path
-    format: Literal["saved_model"] = "saved_model"
+    format: Literal["saved_model", "gguf"] = "saved_model"
+    dtype: Literal["f32", "f16", "q8_0"] | None = None
     max_new_tokens: int = 128
     quiet: bool = False
 
 
 def main(options: ExportOptions) -> None:
-    start_backend(choose_backend("tensorflow"))
-    from gpt_keras.exporting.saved_model import export_saved_model
+    if options.format == "saved_model" and options.dtype is not None:
+        raise InputError("--dtype is for --format gguf; a SavedModel holds float32")
+    if options.format == "gguf" and options.output.is_dir():
+        raise InputError(f"--output {options.output} is a folder; name the .gguf file to write")
+    start_backend(choose_backend("tensorflow" if options.format == "saved_model" else None))
     from gpt_keras.language_model import load
 
     lm = load(options.model, dtype="float32")
-    path = export_saved_model(lm.model, lm.tokenizer, options.output, options.max_new_tokens)
+    if options.format == "gguf":
+        from gpt_keras.exporting.gguf import export_gguf
+
+        path, what = options.output, f"GGUF, {options.dtype or 'f16'}"
+        export_gguf(lm.model, lm.tokenizer, path, options.dtype or "f16")
+    else:
+        from gpt_keras.exporting.saved_model import export_saved_model
+
+        path = export_saved_model(lm.model, lm.text_tokenizer, options.output, options.max_new_tokens)
+        what = "signature serving_default: text -> generated_text"
     if not options.quiet:
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        print(f"{size / 1e6:.1f} MB, signature serving_default: text -> generated_text, written to")
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        print(f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB, {what}, written to")
     print(path)
 
 

@@ -6,8 +6,11 @@ tokenizer.model  tokenizer.json  tokenizer_config.json
 
 from __future__ import annotations
 
+import contextlib
 import json
-import struct
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,43 +22,61 @@ from gpt_keras import architectures
 from gpt_keras.config import GPTConfig
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import whole_folder
-from gpt_keras.data.hub_tokenizer import write_hub_tokenizer
 from gpt_keras.data.tokenizer import Tokenizer
+from gpt_keras.layers import zero_weights
 from gpt_keras.model import GPT
 
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 """Tensors that old checkpoints carry and no model needs."""
+_CHECKSUMS = "gpt_keras.crc32"
+"""Key of the file's metadata under which we write a checksum of every tensor's bytes; other writers have none."""
+_FLOATS = ("F32", "F16", "BF16", "F64")
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def save_folder(model: GPT, tokenizer: Tokenizer, path: str | Path) -> None:
+def save_folder(model: GPT, tokenizer: Tokenizer | None, path: str | Path) -> None:
     """Write the model folder at `path`; it appears whole or not at all, and an old one is replaced.
 
     Args:
         model: Weights are stored as float32.
-        tokenizer: Its vocabulary must be the model's.
+        tokenizer: Its vocabulary must fit the model's; `None` for a model of something else than text.
         path: The folder.
 
     Raises:
         InputError: The tokenizer does not fit the model, or the disk is full.
     """
-    if tokenizer.vocabulary_size != model.config.vocabulary_size:
-        raise InputError(
-            f"the tokenizer has {tokenizer.vocabulary_size} pieces, the model {model.config.vocabulary_size}"
-        )
+    _check_vocabulary(tokenizer, model.config, "this model")
+    ids = {} if tokenizer is None else _ids(tokenizer)
     with whole_folder(path) as folder:
-        _write_json(folder / "config.json", {**architectures.write_config(model.config), **_ids(tokenizer)})
-        save_file(_tensors(model), folder / "model.safetensors", metadata={"format": "pt"})
-        (folder / "tokenizer.model").write_bytes(tokenizer.model)
-        write_hub_tokenizer(tokenizer, folder, model.config.context_length)
-        _write_json(folder / "generation_config.json", {**_ids(tokenizer), "max_new_tokens": 128})
+        _write_json(folder / "config.json", {**architectures.write_config(model.config), **ids})
+        tensors = _tensors(model)
+        checksums = json.dumps({name: zlib.crc32(value.data) for name, value in tensors.items()})
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", _CHECKSUMS: checksums})
+        if tokenizer is not None:
+            tokenizer.write(folder, model.config.context_length)
+            _write_json(folder / "generation_config.json", {**ids, "max_new_tokens": 128})
 
 
-def _ids(tokenizer: Tokenizer) -> dict[str, int]:
-    return {
+def _check_vocabulary(tokenizer: Tokenizer | None, config: GPTConfig, where: str) -> None:
+    """A tokenizer may have fewer ids than the model: published tables are padded to round numbers. It may have special
+    tokens beyond them, such as padding added later, but none that text is made of."""
+    if tokenizer is None or tokenizer.vocabulary_size <= config.vocabulary_size:
+        return
+    special = set(tokenizer.special.values())
+    if any(i not in special for i in range(config.vocabulary_size, tokenizer.vocabulary_size)):
+        raise InputError(
+            f"{where}: the tokenizer has {tokenizer.vocabulary_size} pieces, the model {config.vocabulary_size}"
+        )
+
+
+def _ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    ends = sorted(tokenizer.end_ids)
+    ids = {
         "bos_token_id": tokenizer.begin_id,
-        "eos_token_id": tokenizer.end_id,
+        "eos_token_id": tokenizer.end_id if len(ends) < 2 else ends,
         "pad_token_id": tokenizer.padding_id,
     }
+    return {name: value for name, value in ids.items() if value is not None}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -82,22 +103,34 @@ def read_folder_config(path: str | Path) -> tuple[GPTConfig, architectures.Archi
     Raises:
         InputError: No model folder there, or a config.json that cannot be used.
     """
-    file = Path(path) / "config.json"
-    try:
-        raw = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no model folder there (config.json is missing)") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read ({error})") from error
-    if not isinstance(raw, dict):
-        raise InputError(f"{file}: expected a JSON object, found {type(raw).__name__}")
+    raw = _read_json(Path(path) / "config.json")
     try:
         return architectures.read_config(raw)
     except InputError as error:
         raise InputError(f"{path}/{error}") from error
 
 
-def load_folder(path: str | Path, dtype: str | None = None) -> tuple[GPT, Tokenizer]:
+def _read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in `file`; a key that is there twice is an error, since readers differ in which one they take."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for key, count in Counter(key for key, _ in pairs).items():
+            if count > 1:
+                raise ValueError(f"the key {key!r} is there {count} times")
+        return dict(pairs)
+
+    try:
+        content = json.loads(file.read_text("utf-8"), object_pairs_hook=unique)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{file.parent}: no model folder there ({file.name} is missing)") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file}: cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def load_folder(path: str | Path, dtype: str | None = None) -> tuple[GPT, Tokenizer | None]:
     """Build the model in a folder and fill every weight from it.
 
     Args:
@@ -109,89 +142,180 @@ def load_folder(path: str | Path, dtype: str | None = None) -> tuple[GPT, Tokeni
     """
     path = Path(path)
     config, architecture = read_folder_config(path)
-    model = GPT(config, dtype=dtype)
-    stored = _open_tensors(path)
-    specs = {weight.path: architectures.tensor_for(weight.path, architecture) for weight in model.weights}
-    names = {_find(spec.name, stored, path) for spec in specs.values()}
-    surplus = [
-        name
-        for name in stored
-        if name not in names
-        and not name.endswith(_BUFFERS)
-        and not (config.tie_embeddings and name == "lm_head.weight")
-    ]
-    if surplus:
-        raise InputError(f"{path}: unknown tensor {sorted(surplus)[0]} ({len(surplus)} in all) for this config.json")
-    for weight in model.weights:
-        weight.assign(_read(specs[weight.path], tuple(weight.shape), stored, path))
-    return model, Tokenizer.load(path)
+    tokenizer = Tokenizer.find(path)
+    _check_vocabulary(tokenizer, config, str(path))
+    with _Safetensors(path) as stored:
+        # Before building, so that a config.json that asks for absurd sizes costs no memory.
+        check_tensors(config, architecture, stored.shapes, stored.where)
+        with zero_weights():
+            model = GPT(config, dtype=dtype)
+        fill_model(model, architecture, stored.shapes, stored.read, stored.where)
+    return model, tokenizer
 
 
-def _open_tensors(path: Path) -> dict[str, Path]:
-    """Tensor name to the file it lies in."""
-    index = path / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            files = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise InputError(f"{index}: damaged ({error})") from error
-    else:
-        files = ["model.safetensors"]
-    found: dict[str, Path] = {}
-    for file in files:
-        if Path(file).name != file:
-            raise InputError(f"{index}: the file name {file!r} leads out of the folder")
-        try:
-            with safe_open(path / file, framework="numpy") as tensors:
-                found.update(dict.fromkeys(tensors.keys(), path / file))
-        except FileNotFoundError as error:
-            pickled = any((path / name).exists() for name in ("pytorch_model.bin", "pytorch_model.bin.index.json"))
-            hint = "; the pytorch_model.bin there is a pickle, which is never opened" if pickled else ""
-            raise InputError(f"{path}: {file} is missing{hint}") from error
-        except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"{path / file}: damaged ({error})") from error
-    return found
+def check_tensors(
+    config: GPTConfig,
+    architecture: architectures.Architecture | None,
+    tensors: Mapping[str, tuple[int, ...]],
+    where: str,
+) -> None:
+    """Whether `tensors` are exactly those of a model of this configuration. Needs neither the model nor the values.
 
-
-def _find(name: str, stored: dict[str, Path], path: Path) -> str:
-    """The stored name: as it should be, or without the `transformer.` that GPT-2's own checkpoints lack."""
-    for candidate in (name, name.removeprefix("transformer.")):
-        if candidate in stored:
-            return candidate
-    raise InputError(f"{path}: the tensor {name} is missing")
-
-
-def _read(spec: architectures.TensorSpec, shape: tuple[int, ...], stored: dict[str, Path], path: Path) -> np.ndarray:
-    name = _find(spec.name, stored, path)
-    value = read_tensor(stored[name], name)
-    if spec.parts > 1:
-        if value.shape[-1] % spec.parts:
-            raise InputError(f"{path}: {name} has shape {value.shape}, which does not divide into {spec.parts}")
-        value = np.split(value, spec.parts, axis=-1)[spec.part]
-    if spec.transposed:
-        value = value.T
-    if value.shape != shape:
-        raise InputError(f"{path}: {name} has shape {value.shape} where config.json asks for {shape}")
-    return value
-
-
-def read_tensor(file: Path, name: str) -> np.ndarray:
-    """One tensor of a safetensors file as float32; float16 and bfloat16 are widened.
+    Args:
+        config: The configuration.
+        architecture: Whose names the tensors have; `None` for this project's own.
+        tensors: Name and shape of everything stored.
+        where: What an error calls the place they are stored in.
 
     Raises:
-        InputError: The tensor is not of a float type.
+        InputError: A tensor is missing, misshapen or unknown; the message names it.
     """
-    with safe_open(file, framework="numpy") as tensors:
-        dtype = tensors.get_slice(name).get_dtype()
-        if dtype in ("F32", "F16"):
-            return tensors.get_tensor(name).astype(np.float32)
-    if dtype != "BF16":
-        raise InputError(f"{file}: {name} is of type {dtype}; expected F32, F16 or BF16")
-    # NumPy has no bfloat16: it is the upper half of a float32.
-    with open(file, "rb") as stream:
-        (header_size,) = struct.unpack("<Q", stream.read(8))
-        entry = json.loads(stream.read(header_size))[name]
-        start, stop = entry["data_offsets"]
-        stream.seek(8 + header_size + start)
-        halves = np.frombuffer(stream.read(stop - start), "<u2")
-    return (halves.astype(np.uint32) << 16).view(np.float32).reshape(entry["shape"])
+    known = {_tied_head(config, architecture, tensors)}
+    for path, shape in config.weight_shapes():
+        spec = architectures.tensor_for(path, architecture)
+        name = _stored_name(spec, architecture, tensors, where)
+        expected = spec.stored_shape(shape)
+        if tuple(tensors[name]) != expected:
+            raise InputError(f"{where}: {name} has shape {tensors[name]} where the configuration asks for {expected}")
+        known.add(name)
+    surplus = sorted(name for name in tensors if name not in known and not name.endswith(_BUFFERS))
+    if surplus:
+        raise InputError(f"{where}: unknown tensor {surplus[0]} ({len(surplus)} in all) for this configuration")
+
+
+def fill_model(
+    model: GPT,
+    architecture: architectures.Architecture | None,
+    tensors: Mapping[str, tuple[int, ...]],
+    read: Callable[[str], np.ndarray],
+    where: str,
+) -> None:
+    """Assign every weight of `model` from stored tensors, each read once.
+
+    Args:
+        model: The model.
+        architecture: Whose names the tensors have; `None` for this project's own.
+        tensors: Name and shape of everything stored.
+        read: Gives the float32 values of a tensor of `tensors`, in its shape.
+        where: What an error calls the place they are stored in.
+
+    Raises:
+        InputError: A tensor is missing, misshapen or unknown, has a value that is no finite number, or is a head that
+            differs from the embedding it is tied to; the message names it. Some weights may be assigned by then.
+    """
+    check_tensors(model.config, architecture, tensors, where)
+
+    def finite(name: str) -> np.ndarray:
+        value = read(name)
+        if not np.isfinite(value).all():
+            raise InputError(f"{where}: {name} holds values that are not finite (NaN or infinity)")
+        return value
+
+    weights: dict[str, list[tuple[architectures.TensorSpec, Any]]] = {}
+    for weight in model.weights:
+        spec = architectures.tensor_for(weight.path, architecture)
+        weights.setdefault(_stored_name(spec, architecture, tensors, where), []).append((spec, weight))
+    head = _tied_head(model.config, architecture, tensors)
+    for name, uses in weights.items():
+        value = finite(name)
+        for spec, weight in uses:
+            weight.assign(spec.extract(value))
+            if weight is model.embedding.token_embedding and head and not np.array_equal(finite(head), value):
+                raise InputError(f"{where}: {head} differs from {name}, to which the configuration ties it")
+
+
+def _stored_name(
+    spec: architectures.TensorSpec,
+    architecture: architectures.Architecture | None,
+    tensors: Mapping[str, tuple[int, ...]],
+    where: str,
+) -> str:
+    """The tensor's name in `tensors`: the full one, or the one it has in a checkpoint of the model without its head."""
+    for name in (spec.name, spec.name.removeprefix(architecture.prefix if architecture else "")):
+        if name in tensors:
+            return name
+    raise InputError(f"{where}: the tensor {spec.name} is missing")
+
+
+def _tied_head(
+    config: GPTConfig, architecture: architectures.Architecture | None, tensors: Mapping[str, tuple[int, ...]]
+) -> str | None:
+    """The stored head of a model that has none of its own, where there is one: it must be the embedding's table."""
+    name = architectures.tensor_for("output_head/output_embedding", architecture).name
+    return name if config.tie_embeddings and name in tensors else None
+
+
+class _Safetensors(contextlib.ExitStack):
+    """The tensors in a folder: one safetensors file, or several and an index. Only headers are read on opening.
+
+    Attributes:
+        where: The file that says which tensors there are.
+        shapes: Name and shape of every tensor.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._places: dict[str, tuple[str, Any]] = {}
+        self._checksums: dict[str, int] = {}
+        self._folder = folder
+        index = folder / "model.safetensors.index.json"
+        # Where both are there, transformers too takes the one file.
+        if index.exists() and not (folder / "model.safetensors").exists():
+            self.where = str(index)
+            self._open_all(index)
+        else:
+            self.where = str(folder / "model.safetensors")
+            self._open("model.safetensors")
+
+    def _open_all(self, index: Path) -> None:
+        listed = _read_json(index).get("weight_map")
+        if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
+            raise InputError(f"{index}: damaged (weight_map must say which file each tensor lies in)")
+        for file in sorted(set(listed.values())):
+            if Path(file).name != file:
+                raise InputError(f"{index}: the file name {file!r} leads out of the folder")
+            self._open(file)
+        for name in sorted({*listed, *self._places}):
+            found = self._places[name][0] if name in self._places else "none of its files"
+            if listed.get(name) != found:
+                raise InputError(f"{index}: says that {name} lies in {listed.get(name, 'no file')}; it lies in {found}")
+
+    def _open(self, file: str) -> None:
+        path = self._folder / file
+        if not path.exists():
+            pickled = any((self._folder / name).exists() for name in _PICKLES)
+            hint = "; the pytorch_model.bin there is a pickle, which is never opened" if pickled else ""
+            raise InputError(f"{self._folder}: {file} is missing{hint}")
+        try:
+            tensors = self.enter_context(safe_open(path, framework="numpy"))
+            for name in tensors.keys():  # noqa: SIM118, safe_open is no mapping
+                entry = tensors.get_slice(name)
+                if name in self._places:
+                    raise InputError(f"{path}: {name} lies in {self._places[name][0]} too")
+                if entry.get_dtype() not in _FLOATS:
+                    raise InputError(f"{path}: {name} is of type {entry.get_dtype()}; expected {', '.join(_FLOATS)}")
+                self.shapes[name] = tuple(entry.get_shape())
+                self._places[name] = (file, tensors)
+            checksums = json.loads((tensors.metadata() or {}).get(_CHECKSUMS, "{}"))
+            if checksums and set(checksums) != set(tensors.keys()):
+                raise InputError(f"{path}: damaged (its checksums are of other tensors than it holds)")
+            self._checksums |= checksums
+        except InputError:
+            raise
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InputError(f"{path}: damaged ({error})") from error
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor as float32. Keras has taught NumPy what bfloat16 is."""
+        file, tensors = self._places[name]
+        try:
+            value = tensors.get_tensor(name)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InputError(f"{self._folder / file}: {name} cannot be read ({error})") from error
+        if name in self._checksums and zlib.crc32(np.ascontiguousarray(value).data) != self._checksums[name]:
+            raise InputError(
+                f"{self._folder / file}: {name} is damaged, or was changed since it was written (its checksum in the "
+                "file's metadata differs)"
+            )
+        return value.astype(np.float32, copy=False)

@@ -1,58 +1,88 @@
-"""Text from a model: prefill the prompt, then one token at a time, through `GPT.step` and its cache.
+"""Text from a model: choose a token, append it, ask the model for the next, until a row ends.
 
-Prompts, caches and batches are padded to powers of two, so that a handful of compiled functions serves every length:
-`Generator.num_compilations` counts them.
+Decoder (decoding)   logits of every row, the cache behind them
+sampling             logits to a token, compiled
+constraints          which tokens a row may take next, on the host
+this module          options, the loop, what ends a row, text in parts
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from keras import ops
 
-from gpt_keras import sampling
-from gpt_keras.compilation import compile_for
+from gpt_keras import sampling, structured, token_rules
+from gpt_keras.compilation import compile_function
 from gpt_keras.data.errors import InputError
-from gpt_keras.data.tokenizer import Tokenizer, stream_decode
+from gpt_keras.data.tokenizer import TextStream, Tokenizer
+from gpt_keras.decoding import Decoder, Rows, bucket
 from gpt_keras.model import GPT
-
-SMALLEST_BUCKET = 32
+from gpt_keras.sampling_options import DEFAULT_NEW_TOKENS, SamplingOptions
 
 
 @dataclass(frozen=True)
-class SamplingOptions:
-    """How the next token is chosen and when to stop.
+class Completion:
+    """One continuation of a prompt.
 
-    Args:
-        max_new_tokens: Stop after this many tokens, or where the context is full.
-        temperature: 0 is greedy; below 1 sharper, above 1 flatter.
-        top_k: Draw from this many most probable tokens; 0 from all.
-        top_p: Draw from the most probable tokens that make up this much probability; 1 from all.
-        seed: The same seed gives the same text.
-
-    Raises:
-        InputError: A value is out of range.
+    Attributes:
+        text: Without the prompt, the end token and the stop string.
+        token_ids: Its tokens, without the end token.
+        finish_reason: `stop` (an end token or a stop string) or `length` (the most tokens, or the context is full).
+        log_probabilities: Of each token, in nats, where asked for.
+        score: Of beam search: the sum of log-probabilities over length ** length_penalty.
     """
 
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    log_probabilities: list[float] | None = None
+    score: float | None = None
 
-    def __post_init__(self) -> None:
-        checks = {
-            "max_new_tokens must be at least 1": self.max_new_tokens >= 1,
-            "temperature must be 0 (greedy) or above": 0.0 <= self.temperature < float("inf"),
-            "top_k must be 0 (off) or above": self.top_k >= 0,
-            "top_p must be above 0 and at most 1": 0.0 < self.top_p <= 1.0,
-            "seed must be 0 or above": self.seed >= 0,
-        }
-        for message, holds in checks.items():
-            if not holds:
-                raise InputError(f"{message}, not {getattr(self, message.split()[0])}")
+
+@dataclass
+class Continuation:
+    """A row in progress.
+
+    Attributes:
+        prompt: Its token ids.
+        key: What its random numbers depend on: seed, prompt, and how many times the prompt came before.
+        limit: Most new tokens.
+        tokens: New token ids so far.
+        text: What is certain of their text.
+        delta: What the last step added to the text.
+        finish_reason: `None` while it goes on.
+    """
+
+    prompt: list[int]
+    key: tuple[int, int, int]
+    limit: int
+    rule: token_rules.TokenRule | None
+    stream: _StoppingStream | None
+    tokens: list[int] = field(default_factory=list)
+    log_probabilities: list[float] = field(default_factory=list)
+    text: str = ""
+    delta: str = ""
+    finish_reason: str | None = None
+
+    def accept(self, token: int, end_ids: frozenset[int]) -> None:
+        """Take the next token."""
+        ends = token in end_ids
+        if not ends:
+            self.tokens.append(token)
+        self.delta = self.stream.push(token) if self.stream and not ends else ""
+        if ends or (self.stream and self.stream.stopped):
+            self.finish_reason = "stop"
+        elif len(self.tokens) >= self.limit:
+            self.finish_reason = "length"
+        if self.finish_reason and self.stream:
+            self.delta += self.stream.flush()
+        self.text += self.delta
 
 
 class Generator:
@@ -60,112 +90,320 @@ class Generator:
 
     Args:
         model: Reads and continues token ids.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer; `None` for token ids alone, where no token ends a row.
+        end_ids: What ends a row, instead of the tokenizer's end tokens.
+        decoder: One that has compiled this model's steps already.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer | None,
+        end_ids: frozenset[int] | None = None,
+        decoder: Decoder | None = None,
+    ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self._compiled: dict[str, Callable[..., Any]] = {}
-        self._signatures: set[tuple[Any, ...]] = set()
+        self.end_ids = end_ids if end_ids is not None else tokenizer.end_ids if tokenizer else frozenset()
+        self.decoder = decoder or Decoder(model)
+        self._choosers: dict[tuple[str, ...], Callable[..., Any]] = {}
 
     @property
     def num_compilations(self) -> int:
-        """How many different shapes have been compiled so far."""
-        return len(self._signatures)
+        """How many different shapes of the model's step have been compiled so far."""
+        return self.decoder.num_compilations
 
     def generate(self, prompts: Sequence[str], options: SamplingOptions = SamplingOptions()) -> list[str]:
-        """The continuation of each prompt, without the prompt itself.
+        """The first continuation of each prompt, without the prompt itself.
 
         Raises:
-            InputError: A prompt leaves no room in the context for a new token.
+            InputError: A prompt does not fit the context, or not with so many new tokens.
         """
-        rows: list[list[int]] = [[] for _ in prompts]
-        for tokens in self.tokens([self._ids(prompt) for prompt in prompts], options):
-            for row, token in zip(rows, tokens, strict=True):
-                if token is not None:
-                    row.append(token)
-        return [self.tokenizer.decode(row) for row in rows]
+        return [found[0].text for found in self.complete([self.encode(prompt) for prompt in prompts], options)]
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]], options: SamplingOptions = SamplingOptions()
+    ) -> list[list[Completion]]:
+        """All continuations of each prompt, `num_sequences` of them, the best first with beams.
+
+        Args:
+            prompts: Token ids of each prompt, at least one each.
+            options: For all of them.
+
+        Raises:
+            InputError: A prompt does not fit the context, or not with so many new tokens.
+        """
+        if options.num_beams > 1:
+            from gpt_keras.beam_search import search
+
+            return search(self, prompts, options)
+        sequences: list[Continuation] = []
+        for step in self.run(prompts, options):
+            sequences = step
+        done = [
+            Completion(
+                s.text, s.tokens, s.finish_reason or "", s.log_probabilities if options.log_probabilities else None
+            )
+            for s in sequences
+        ]
+        number = options.num_sequences
+        return [done[i : i + number] for i in range(0, len(done), number)]
 
     def stream(self, prompt: str, options: SamplingOptions = SamplingOptions()) -> Iterator[str]:
         """The continuation of `prompt`, in parts as they come; none splits a character."""
-        tokens = (step[0] for step in self.tokens([self._ids(prompt)], options))
-        return stream_decode(self.tokenizer, (token for token in tokens if token is not None))
+        return self.stream_tokens(self.encode(prompt), options)
 
-    def tokens(self, prompts: Sequence[Sequence[int]], options: SamplingOptions) -> Iterator[list[int | None]]:
-        """One step after another, the next token of every row; `None` once a row has ended.
+    def stream_tokens(self, prompt: Sequence[int], options: SamplingOptions = SamplingOptions()) -> Iterator[str]:
+        """As `stream`, for a prompt given as token ids."""
+        if options.num_beams > 1 or options.num_sequences > 1:
+            raise InputError("only a single sequence without beams can be streamed")
+        yield from (sequence.delta for (sequence,) in self.run([prompt], options) if sequence.delta)
 
-        Args:
-            prompts: Token ids of each row, at least one each.
-            options: For all rows; row r draws with (seed, r).
+    def tokens(
+        self, prompts: Sequence[Sequence[int]], options: SamplingOptions = SamplingOptions()
+    ) -> Iterator[list[int | None]]:
+        """One step after another, the next token of every sequence; `None` once it has ended."""
+        lengths = [0] * len(prompts) * options.num_sequences
+        for sequences in self.run(prompts, options):
+            new = [s.tokens[-1] if len(s.tokens) > n else None for s, n in zip(sequences, lengths, strict=True)]
+            lengths = [len(s.tokens) for s in sequences]
+            if any(token is not None for token in new):
+                yield new
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of a prompt.
+
+        Raises:
+            InputError: The model came without a tokenizer.
         """
+        if self.tokenizer is None:
+            raise InputError("this model has no tokenizer: give it token ids instead of text")
+        return self.tokenizer.encode_prompt(prompt)
+
+    def run(self, prompts: Sequence[Sequence[int]], options: SamplingOptions) -> Iterator[list[Continuation]]:
+        """The loop: all sequences, `num_sequences` of each prompt side by side, after every step."""
         if not prompts:
             return
-        context = self.model.config.context_length
-        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-        for row, length in enumerate(lengths):
-            if length == 0:
-                raise InputError(f"prompt {row} has no token; begin with the begin token")
-            if length >= context:
-                raise InputError(
-                    f"prompt {row} has {length} tokens, which leaves no room in the model's context of {context}: "
-                    f"shorten it to {context - 1} tokens or fewer"
-                )
-        num_rows, batch = len(prompts), _bucket(len(prompts), 1)
-        length = min(_bucket(int(lengths.max()), SMALLEST_BUCKET), context)
-        slots = min(_bucket(int(lengths.max()) + options.max_new_tokens, SMALLEST_BUCKET), context)
-        lengths = np.concatenate([lengths, np.ones(batch - num_rows, np.int32)])
-        token_ids = np.full((batch, length), self.tokenizer.padding_id, np.int32)
+        sequences = self._begin(prompts, options)
+        room = max(sequence.limit for sequence in sequences)
+        rows = self.decoder.start([self._window(list(prompt), options) for prompt in prompts], room)
+        if options.num_sequences > 1:
+            rows.take([i for i in range(len(prompts)) for _ in range(options.num_sequences)])
+        while True:
+            chosen = self._choose(rows, sequences, options)
+            ahead = self._may_run_ahead(rows, sequences, options)
+            if ahead:
+                rows.advance(chosen[0])  # the device is at work while the tokens are looked at here
+            tokens, log_probabilities = (np.asarray(x) for x in chosen)
+            for sequence, token, value in zip(sequences, tokens, log_probabilities, strict=False):
+                if sequence.finish_reason is None:
+                    if options.log_probabilities and token not in self.end_ids:
+                        sequence.log_probabilities.append(float(value))
+                    sequence.accept(int(token), self.end_ids)
+                else:
+                    sequence.delta = ""
+            yield sequences
+            going = [sequence for sequence in sequences if sequence.finish_reason is None]
+            if not going:
+                return
+            if ahead:
+                continue
+            if any(rows.lengths[i] >= self.model.config.context_length for i in self._going(sequences)):
+                windows = [self._window(s.prompt + s.tokens, options) for s in sequences]
+                rows = self.decoder.start(windows, room)
+            else:
+                rows.advance(tokens)
+
+    def _may_run_ahead(self, rows: Rows, sequences: list[Continuation], options: SamplingOptions) -> bool:
+        """Whether the next step depends on nothing that the host has to look at first, and will come at all."""
+        if not self.decoder.in_background:
+            return False
+        going = self._going(sequences)
+        free = not options.penalties and all(sequences[i].rule is None for i in going)
+        fits = all(rows.lengths[i] < self.model.config.context_length for i in going)
+        return free and fits and any(len(sequences[i].tokens) + 1 < sequences[i].limit for i in going)
+
+    @staticmethod
+    def _going(sequences: list[Continuation]) -> list[int]:
+        return [i for i, sequence in enumerate(sequences) if sequence.finish_reason is None]
+
+    def _begin(self, prompts: Sequence[Sequence[int]], options: SamplingOptions) -> list[Continuation]:
+        before: Counter[tuple[int, ...]] = Counter()
+        sequences: list[Continuation] = []
         for row, prompt in enumerate(prompts):
-            token_ids[row, : len(prompt)] = prompt
-        positions = np.tile(np.arange(length, dtype=np.int32), (batch, 1))
+            ids = [int(i) for i in prompt]
+            limit = self.limit(row, ids, options)
+            for _ in range(options.num_sequences):
+                number = before[tuple(ids)]
+                before[tuple(ids)] += 1
+                key = (options.seed, sampling.prompt_hash(ids), number)
+                stream = _StoppingStream(self.tokenizer, options.stop) if self.tokenizer else None
+                sequences.append(Continuation(ids, key, limit, self.rule(options, limit), stream))
+        return sequences
 
-        cache = self.model.make_cache(batch, max(slots, length))
-        chosen, cache = self._advance(token_ids, positions, lengths - 1, cache, options, 0)
-        ended = np.zeros(num_rows, bool)
-        for number in range(1, options.max_new_tokens + 1):
-            ended |= chosen[:num_rows] == self.tokenizer.end_id
-            if ended.all():
-                return
-            yield [None if end else int(token) for end, token in zip(ended, chosen, strict=False)]
-            ended |= lengths[:num_rows] + number > context - 1
-            if number == options.max_new_tokens or ended.all():
-                return
-            # A row that has ended keeps writing into its last slot, where nobody looks.
-            places = np.minimum(lengths + number - 1, slots - 1)[:, None].astype(np.int32)
-            chosen, cache = self._advance(chosen[:, None], places, np.zeros(batch, np.int32), cache, options, number)
+    def rule(self, options: SamplingOptions, limit: int) -> token_rules.TokenRule | None:
+        """What restricts the tokens of one row of up to `limit` new ones, `None` where nothing does.
 
-    def _ids(self, prompt: str) -> list[int]:
-        return [self.tokenizer.begin_id, *self.tokenizer.encode(prompt)]
+        Raises:
+            InputError: A token is outside the vocabulary, or the form cannot be kept in so few tokens.
+        """
+        size, banned = self.model.config.vocabulary_size, set(options.banned_tokens)
+        rules: list[token_rules.TokenRule] = []
+        if options.regex is not None or options.json_schema is not None:
+            automaton = self._vocabulary.automaton(options.regex, options.json_schema, banned)
+            rules.append(structured.Form(automaton, limit))
+        if options.allowed_tokens is not None:
+            rules.append(token_rules.AllowedTokens(set(options.allowed_tokens) - banned, size))
+        if banned:
+            rules.append(token_rules.BannedTokens(banned, size))
+        if options.min_new_tokens > 0 and self.end_ids:
+            rules.append(token_rules.MinNewTokens(options.min_new_tokens, self.end_ids, size))
+        if options.no_repeat_ngram_size > 0:
+            rules.append(token_rules.NoRepeatNgrams(options.no_repeat_ngram_size, size))
+        return token_rules.All(rules) if rules else None
 
-    def _advance(
-        self,
-        token_ids: np.ndarray,
-        positions: np.ndarray,
-        select: np.ndarray,
-        cache: Any,
-        options: SamplingOptions,
-        number: int,
-    ) -> tuple[np.ndarray, Any]:
-        """One step of the model and the token chosen in each row, int32 [batch]."""
-        if options.temperature == 0.0:
-            name, chances = "greedy", []
-        else:
-            uniform = sampling.uniforms(options.seed, len(token_ids), number)
-            cuts = ((options.temperature, np.float32), (options.top_k, np.int32), (options.top_p, np.float32))
-            name, chances = "sample", [uniform, *(np.array(value, dtype) for value, dtype in cuts)]
-        self._signatures.add((name, token_ids.shape, tuple(cache[0][0].shape)))
-        if name not in self._compiled:
-            pick = sampling.greedy if name == "greedy" else sampling.sample
+    @cached_property
+    def _vocabulary(self) -> structured.Vocabulary:
+        """What tokens spell, for output in a form; made once, since automata are remembered there."""
+        if self.tokenizer is None:
+            raise InputError("output in a given form needs a tokenizer, and this model came without one")
+        texts = [self.tokenizer.token_bytes(i) for i in range(self.model.config.vocabulary_size)]
+        return structured.Vocabulary(texts, self.end_ids)
 
-            def function(token_ids: Any, positions: Any, select: Any, cache: Any, *chances: Any) -> Any:
-                logits, cache = self.model.step(token_ids, positions, cache=cache, select=select)
-                return pick(logits[:, 0], *chances), cache
+    def limit(self, row: int, prompt: list[int], options: SamplingOptions) -> int:
+        """Most new tokens for this prompt.
 
-            self._compiled[name] = compile_for(self.model, function, donate=(3,))
-        chosen, cache = self._compiled[name](token_ids, positions, select, cache, *chances)
-        return np.asarray(chosen), cache
+        Raises:
+            InputError: It does not fit.
+        """
+        config = self.model.config
+        if not prompt:
+            raise InputError(f"prompt {row} has no token; begin with the begin token")
+        for token in prompt:
+            if not 0 <= token < config.vocabulary_size:
+                raise InputError(
+                    f"prompt {row} has token id {token}; the model knows 0 to {config.vocabulary_size - 1}"
+                )
+        wanted = options.max_new_tokens
+        if options.sliding:
+            return wanted or DEFAULT_NEW_TOKENS
+        room = config.context_length - len(prompt) + 1  # the last token is never read
+        if room < 1:
+            raise InputError(
+                f"prompt {row} has {len(prompt)} tokens, which leaves no room in the model's context of "
+                f"{config.context_length}: shorten it, or set sliding"
+            )
+        if wanted is not None and wanted > room:
+            raise InputError(
+                f"prompt {row} has {len(prompt)} tokens and leaves room for {room} in the model's context of "
+                f"{config.context_length}, not for max_new_tokens={wanted}: lower it, or set sliding"
+            )
+        return wanted or min(DEFAULT_NEW_TOKENS, room)
+
+    def _window(self, ids: list[int], options: SamplingOptions) -> list[int]:
+        """What the model sees of a text as long as its context, or longer: the newer half, behind the begin token."""
+        context = self.model.config.context_length
+        if len(ids) < context or not options.sliding:
+            return ids
+        begin = self.tokenizer.begin_id if self.tokenizer else None
+        kept = ids[-max(1, context // 2) :]
+        return [begin, *kept[1:]] if begin is not None and ids[0] == begin and len(kept) > 1 else kept
+
+    def _choose(self, rows: Rows, sequences: list[Continuation], options: SamplingOptions) -> tuple[Any, Any]:
+        """The next token of every row, int32 [batch], and where asked for its log-probability; both on the device."""
+        inputs = self.rules(rows.batch_size, sequences, options)
+        nothing = np.zeros(rows.batch_size, np.float32)
+        if not inputs and options.temperature == 0.0 and not options.log_probabilities:
+            return rows.best, nothing
+        if options.temperature > 0.0:
+            uniform = np.zeros(rows.batch_size, np.float32)
+            positions = [len(s.tokens) for s in sequences]
+            uniform[: len(sequences)] = sampling.uniforms([s.key for s in sequences], positions)
+            inputs |= {"uniform": uniform, "temperature": np.float32(options.temperature)}
+            cuts = {
+                "top_k": (np.int32(options.top_k), 0),
+                "top_p": (np.float32(options.top_p), 1.0),
+                "min_p": (np.float32(options.min_p), 0.0),
+            }
+            inputs |= {name: value for name, (value, off) in cuts.items() if value != off}
+        kind = "log_probability" if options.log_probabilities else "token"
+        chosen = self.chooser(kind, inputs)(rows.logits, inputs)
+        return (chosen, nothing) if kind == "token" else chosen
+
+    def rules(self, batch_size: int, sequences: Sequence[Any], options: SamplingOptions) -> dict[str, Any]:
+        """Inputs of the penalties and masks that are in force."""
+        inputs: dict[str, Any] = {}
+        if options.penalties:
+            longest = max(len(s.prompt) + len(s.tokens) for s in sequences)
+            history = np.full((batch_size, bucket(longest, 64)), -1, np.int32)
+            num_prompt = np.zeros(batch_size, np.int32)
+            for row, s in enumerate(sequences):
+                ids = [*s.prompt, *s.tokens]
+                history[row, : len(ids)] = ids
+                num_prompt[row] = len(s.prompt)
+            inputs |= {"history": history, "num_prompt": num_prompt}
+            inputs |= {name: np.float32(value) for name, value in options.penalties.items()}
+        if any(s.rule is not None for s in sequences):
+            allowed = np.ones((batch_size, self.model.config.vocabulary_size), bool)
+            for row, s in enumerate(sequences):
+                if s.rule is not None and s.finish_reason is None:
+                    remaining = s.limit - len(s.tokens)
+                    mask = s.rule.allowed([*s.prompt, *s.tokens], len(s.prompt), remaining)
+                    if mask is not None:
+                        allowed[row] = mask
+            inputs["allowed"] = allowed
+        return inputs
+
+    def chooser(self, kind: str, inputs: dict[str, Any], count: int = 0) -> Callable[..., Any]:
+        """The compiled function from logits and these inputs to `token`, `log_probability` (with the token) or the
+        `count` best log-probabilities and tokens (`best`)."""
+        name = (kind, str(count), *sorted(inputs))
+        if name not in self._choosers:
+
+            def choose(logits: Any, inputs: dict[str, Any]) -> Any:
+                given = dict(inputs)
+                raw = logits
+                if kind == "best":  # as in transformers, the rules act on log-probabilities here
+                    logits = ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
+                if "history" in given:
+                    names = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+                    penalties = {name: given.pop(name, None) for name in names}
+                    logits = sampling.penalize(logits, given.pop("history"), given.pop("num_prompt"), **penalties)
+                if "allowed" in given:
+                    logits = sampling.apply_mask(logits, given.pop("allowed"))
+                if kind == "best":
+                    return ops.top_k(logits, count)
+                token = sampling.sample(logits, **given) if "uniform" in given else sampling.greedy(logits)
+                return token if kind == "token" else (token, sampling.log_probabilities(raw, token))
+
+            self._choosers[name] = compile_function(choose)
+        return self._choosers[name]
 
 
-def _bucket(size: int, smallest: int) -> int:
-    """The next power of two, at least `smallest`."""
-    return max(smallest, 1 << (size - 1).bit_length())
+class _StoppingStream:
+    """Text of tokens as they come, up to the first stop string, which may begin in one token and end in another."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        self._stream, self._stop = TextStream(tokenizer), tuple(stop)
+        self._held = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        return self._emit(self._stream.push(token), final=False)
+
+    def flush(self) -> str:
+        return "" if self.stopped else self._emit(self._stream.flush(), final=True)
+
+    def _emit(self, text: str, final: bool) -> str:
+        text = self._held + text
+        found = [place for place in (text.find(stop) for stop in self._stop) if place >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        held = 0 if final else max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that `stop` begins with."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)

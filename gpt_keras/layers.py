@@ -12,7 +12,10 @@ softmax work in float32.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import keras
@@ -27,6 +30,17 @@ Cache = tuple[Tensor, Tensor]
 """One layer's (keys, values), each [batch, num_key_value_heads, slots, head_dim]."""
 
 _register = keras.saving.register_keras_serializable(package="gpt_keras")
+_zero_weights: ContextVar[bool] = ContextVar("zero_weights", default=False)
+
+
+@contextlib.contextmanager
+def zero_weights() -> Iterator[None]:
+    """A model built inside starts from zeros: for one that is filled next, since drawing 124 million takes seconds."""
+    token = _zero_weights.set(True)
+    try:
+        yield
+    finally:
+        _zero_weights.reset(token)
 
 
 class _Part(layers.Layer):
@@ -49,17 +63,28 @@ class _Part(layers.Layer):
     def _normal(self, residual: bool = False) -> keras.initializers.Initializer:
         """Normal(0, initializer_range); smaller by sqrt(2 * num_layers) for a projection back into the residual
         stream, so that the stream's variance does not grow with depth (Radford et al. 2019, GPT-2, section 2.3)."""
+        if _zero_weights.get():
+            return keras.initializers.Zeros()
         shrink = math.sqrt(2 * self.config.num_layers) if residual else 1.0
         return keras.initializers.RandomNormal(stddev=self.config.initializer_range / shrink)
 
-    def _dense(self, units: int, name: str, residual: bool = False) -> layers.Dense:
-        return layers.Dense(
+    def _dense(self, part: str, units: int, name: str, residual: bool = False) -> layers.Dense:
+        return Projection(
             units,
-            use_bias=self.config.use_bias,
+            use_bias=self.config.has_bias(part),
             kernel_initializer=self._normal(residual),
             dtype=self.dtype_policy,
             name=name,
         )
+
+
+@_register
+class Projection(layers.Dense):
+    """A Dense layer without activation, whose product `kernels.linear` does."""
+
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        x = kernels.linear(inputs, self.kernel)
+        return x if self.bias is None else x + ops.convert_to_tensor(self.bias)
 
 
 @_register
@@ -184,7 +209,7 @@ def sinusoids(length: int, dim: int) -> np.ndarray:
 
 
 @_register
-class RotaryEmbedding(layers.Layer):
+class RotaryEmbedding(_Part):
     """Turn each pair of dimensions of a head by an angle proportional to the token's position.
 
     The dot product of a query and a key then depends only on how far apart they are. Dimension i is paired with
@@ -193,24 +218,31 @@ class RotaryEmbedding(layers.Layer):
     Source: Su et al. 2021, https://arxiv.org/abs/2104.09864.
     """
 
-    def __init__(self, theta: float = 10000.0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.theta = theta
-
     def call(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Rotate `x` [batch, heads, length, head_dim] by `positions` int [batch, length] (default: 0, 1, 2, ...)."""
         if positions is None:
             positions = ops.arange(ops.shape(x)[2], dtype="int32")[None]
-        half = x.shape[-1] // 2
-        frequencies = ops.convert_to_tensor(self.theta ** (-np.arange(half) / half), dtype="float32")
+        frequencies = ops.convert_to_tensor(rotary_frequencies(self.config), dtype="float32")
         angles = ops.cast(positions, "float32")[:, None, :, None] * frequencies
         return kernels.rotate(x, ops.cos(angles), ops.sin(angles))
 
-    def compute_output_shape(self, input_shape: tuple[int | None, ...], **_: Any) -> tuple[int | None, ...]:
-        return input_shape
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "theta": self.theta}
+def rotary_frequencies(config: GPTConfig) -> np.ndarray:
+    """How far, in radians, one position turns each pair of dimensions: float64 [head_dim / 2].
+
+    Sources: Su et al. 2021, section 3.2.2; `RopeScaling` names those of the scaled ones.
+    """
+    half = config.head_dim // 2
+    frequencies = config.rope_theta ** (-np.arange(half) / half)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    kept = np.zeros(half)
+    if scaling.kind == "llama3":
+        turns = scaling.original_context_length * frequencies / (2 * math.pi)
+        low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+        kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
 
 
 @_register
@@ -225,15 +257,15 @@ class MaskedMultiHeadSelfAttention(_Part):
 
     def __init__(self, config: GPTConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
-        self.query = self._dense(config.num_heads * config.head_dim, "query")
-        self.key = self._dense(config.num_key_value_heads * config.head_dim, "key")
-        self.value = self._dense(config.num_key_value_heads * config.head_dim, "value")
-        self.output_projection = self._dense(config.hidden_dim, "output", residual=True)
+        self.query = self._dense("attention", config.num_heads * config.head_dim, "query")
+        self.key = self._dense("attention", config.num_key_value_heads * config.head_dim, "key")
+        self.value = self._dense("attention", config.num_key_value_heads * config.head_dim, "value")
+        self.output_projection = self._dense("attention", config.hidden_dim, "output", residual=True)
         if config.qk_norm:
             self.query_norm = RMSNorm(config.norm_epsilon, dtype=self.dtype_policy, name="query_norm")
             self.key_norm = RMSNorm(config.norm_epsilon, dtype=self.dtype_policy, name="key_norm")
         if config.position == "rotary":
-            self.rotary = RotaryEmbedding(config.rope_theta, dtype=self.dtype_policy, name="rotary")
+            self.rotary = RotaryEmbedding(config, dtype=self.dtype_policy, name="rotary")
         self.dropout = layers.Dropout(config.dropout, dtype=self.dtype_policy, name="dropout")
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -265,22 +297,41 @@ class MaskedMultiHeadSelfAttention(_Part):
         Returns:
             [batch, length, hidden_dim]; with a cache, the pair of that and the cache with this call's entries.
         """
+        query, key, value = self.project(x, positions)
+        if cache is not None:
+            key = kernels.write_cache(cache[0], key, positions)
+            value = kernels.write_cache(cache[1], value, positions)
+            cache = (key, value)
+        probabilities = self.probabilities(query, key, positions if cache is not None else None, attention_mask)
+        gathered = kernels.weighted_values(self.dropout(probabilities, training=training), value)
+        output = self.output_projection(self._merge_heads(gathered))
+        return output if cache is None else (output, cache)
+
+    def project(self, x: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [batch, num_heads, length, head_dim], and keys and values [batch, num_key_value_heads, length,
+        head_dim], normalized and rotated where the configuration says so. Arguments as `call`."""
         query, key, value = (self._split_heads(p(x)) for p in (self.query, self.key, self.value))
         if self.config.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.config.position == "rotary":
             query, key = self.rotary(query, positions=positions), self.rotary(key, positions=positions)
-        if cache is not None:
-            key = kernels.write_cache(cache[0], key, positions)
-            value = kernels.write_cache(cache[1], value, positions)
-            cache = (key, value)
-        visible = self._causal_mask(query, key, positions if cache is not None else None)
+        return query, key, value
+
+    def probabilities(
+        self, query: Tensor, key: Tensor, slots: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """How much each query takes from each key, [batch, num_heads, length, keys]; every row adds up to 1.
+
+        Args:
+            query: From `project`.
+            key: From `project`, or the cache's.
+            slots: int32 [batch, length]; the queries' places among the keys (default: 0, 1, 2, ...).
+            attention_mask: As `call`.
+        """
+        visible = self._causal_mask(query, key, slots)
         if attention_mask is not None:
             visible = ops.logical_and(visible, attention_mask)
-        probabilities = kernels.attention_probabilities(query, key, visible)
-        gathered = kernels.weighted_values(self.dropout(probabilities, training=training), value)
-        output = self.output_projection(self._merge_heads(gathered))
-        return output if cache is None else (output, cache)
+        return kernels.attention_probabilities(query, key, visible)
 
     def _causal_mask(self, query: Tensor, key: Tensor, positions: Tensor | None) -> Tensor:
         """Boolean [batch or 1, length, slots]: a query at position p sees the slots 0 to p."""
@@ -303,7 +354,7 @@ class MaskedMultiHeadSelfAttention(_Part):
 
 @_register
 class FeedForwardNetwork(_Part):
-    """The same two-layer network at every position: `down(gelu(up(x)))` or `down(silu(gate(x)) * up(x))`.
+    """The same two-layer network at every position: `down(gelu(up(x)))` (or relu) or `down(silu(gate(x)) * up(x))`.
 
     Source: Vaswani et al. 2017, section 3.3; GELU, Hendrycks and Gimpel 2016; SwiGLU, Shazeer 2020.
     """
@@ -311,9 +362,9 @@ class FeedForwardNetwork(_Part):
     def __init__(self, config: GPTConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         if config.feed_forward == "swiglu":
-            self.gate = self._dense(config.intermediate_dim, "gate")
-        self.up = self._dense(config.intermediate_dim, "up")
-        self.down = self._dense(config.hidden_dim, "down", residual=True)
+            self.gate = self._dense("feed_forward", config.intermediate_dim, "gate")
+        self.up = self._dense("feed_forward", config.intermediate_dim, "up")
+        self.down = self._dense("feed_forward", config.hidden_dim, "down", residual=True)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         if self.config.feed_forward == "swiglu":
@@ -324,7 +375,8 @@ class FeedForwardNetwork(_Part):
     def call(self, x: Tensor) -> Tensor:
         if self.config.feed_forward == "swiglu":
             return self.down(kernels.swiglu(self.gate(x), self.up(x)))
-        return self.down(kernels.gelu(self.up(x)))
+        activation = {"gelu": kernels.gelu, "gelu_exact": kernels.gelu_exact, "relu": ops.relu}
+        return self.down(activation[self.config.feed_forward](self.up(x)))
 
 
 @_register

@@ -107,6 +107,26 @@ class GPT(keras.Model):
             x = self.final_norm(x)
         return x, new_cache if cache is not None else None
 
+    def attention_maps(self, token_ids: Tensor, positions: Tensor | None = None) -> list[Tensor]:
+        """Where every token looks: the attention probabilities of each layer's heads, as the model itself uses them.
+
+        Args:
+            token_ids: int32 [batch, length].
+            positions: int32 [batch, length] (default: 0, 1, 2, ...).
+
+        Returns:
+            For each layer float32 [batch, num_heads, length, length]: row q is what the token at q gathers from the
+            tokens at 0 to q, and adds up to 1.
+        """
+        maps = []
+        x = self.embedding(ops.convert_to_tensor(token_ids, dtype="int32"), positions=positions)
+        for block in self.blocks:
+            seen = block.attention_norm(x) if self.config.norm_order == "pre" else x
+            query, key, _ = block.attention.project(seen, positions)
+            maps.append(ops.cast(block.attention.probabilities(query, key), "float32"))
+            x = block(x, positions=positions)
+        return maps
+
     def make_cache(self, batch_size: Any, length: int) -> list[Cache]:
         """Empty keys and values for `batch_size` rows of up to `length` tokens, one pair a layer.
 

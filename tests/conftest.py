@@ -12,8 +12,8 @@ import pytest
 
 from gpt_keras.config import GPTConfig
 from gpt_keras.data.preparation import prepare, split_and_train_tokenizer
+from gpt_keras.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from gpt_keras.data.shards import Corpus
-from gpt_keras.data.tokenizer import Tokenizer
 
 TENSORFLOW = os.environ["KERAS_BACKEND"] == "tensorflow"
 
@@ -48,7 +48,7 @@ def source(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
-def tokenizer(source) -> Tokenizer:
+def tokenizer(source) -> SentencePieceTokenizer:
     return split_and_train_tokenizer(source, 512)
 
 

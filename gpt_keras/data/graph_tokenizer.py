@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from gpt_keras.data.errors import InputError
+from gpt_keras.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from gpt_keras.data.tokenizer import Tokenizer
 
 Tensor = Any
@@ -27,10 +28,15 @@ class GraphTokenizer(tf.saved_model.experimental.TrackableResource):
 
     Args:
         tokenizer: The tokenizer to mirror.
+
+    Raises:
+        InputError: It is not a SentencePiece one; TensorFlow has no operation for others.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
+        if not isinstance(tokenizer, SentencePieceTokenizer):
+            raise InputError("only a SentencePiece tokenizer (tokenizer.model) can be part of a TensorFlow graph")
         self.tokenizer = tokenizer
         self._operations = load_operations()
         _ = self.resource_handle  # created on first use, which must not be inside a graph

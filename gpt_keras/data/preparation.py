@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import sweep, whole_folder
+from gpt_keras.data.sentencepiece_tokenizer import SentencePieceTokenizer, train_tokenizer
 from gpt_keras.data.shards import FORMAT, SPLITS, Corpus, ShardWriter
 from gpt_keras.data.sources import Document, open_source
 from gpt_keras.data.split import Split, plan_split
-from gpt_keras.data.tokenizer import Tokenizer, train_tokenizer
+from gpt_keras.data.tokenizer import Tokenizer
 
 Report = Callable[[int, int], None]
 """Called with (bytes done, bytes in all) while text is tokenized."""
@@ -25,7 +26,7 @@ _Item = TypeVar("_Item")
 
 def split_and_train_tokenizer(
     source: str, vocabulary_size: int, validation: str = "auto", text_key: str = "text"
-) -> Tokenizer:
+) -> SentencePieceTokenizer:
     """A tokenizer that has seen the training part of `source` and nothing of the held-out part."""
     documents = open_source(source, text_key)
     split = plan_split(documents(), validation)
@@ -53,7 +54,7 @@ def prepare(
     Raises:
         InputError: The source cannot be read, is empty, or the disk is full.
     """
-    if tokenizer.begin_id < 0 or tokenizer.end_id < 0:
+    if tokenizer.begin_id is None or tokenizer.end_id is None:
         raise InputError("the tokenizer has no begin or no end token, which mark where documents begin and end")
     output = Path(output)
     documents = open_source(source, text_key)
@@ -69,7 +70,8 @@ def prepare(
 def _write(
     folder: Path, source: str, documents: Iterable[Document], split: Split, tokenizer: Tokenizer, report: Report
 ) -> dict[str, Any]:
-    (folder / "tokenizer.model").write_bytes(tokenizer.model)
+    for name, content in tokenizer.files.items():
+        (folder / name).write_bytes(content)
     writers = {name: ShardWriter(folder, name, tokenizer) for name in SPLITS}
     done = 0
     with open(folder / "validation.jsonl", "w", encoding="utf-8", newline="\n") as held_out_text:

@@ -122,9 +122,9 @@ class Corpus:
             self.manifest: dict[str, Any] = json.loads((self.folder / "corpus.json").read_text("utf-8"))
             if self.manifest["format"] != FORMAT:
                 raise InputError(f"{folder}: corpus format {self.manifest['format']}, this version reads {FORMAT}")
-            self.tokenizer = Tokenizer.load(self.folder / "tokenizer.model")
+            self.tokenizer = Tokenizer.load(self.folder)
             if self.tokenizer.fingerprint != self.manifest["tokenizer"]:
-                raise InputError(f"{folder}: tokenizer.model is not the one that this corpus was prepared with")
+                raise InputError(f"{folder}: the tokenizer is not the one that this corpus was prepared with")
             self.streams = {split: self._open(split) for split in SPLITS}
         except OSError as error:
             raise InputError(f"{folder}: not a prepared corpus ({error.strerror}: {error.filename})") from error

@@ -1,261 +1,324 @@
-"""SentencePiece, set up so that every string comes back exactly as it went in, here and inside a TensorFlow graph.
+"""What every tokenizer can do: text to token ids, ids back to text, and the bytes that one token adds to a text.
 
-The library trains, encodes and decodes; this module chooses its settings. Byte fallback covers characters that no
-piece has; nothing is normalized, stripped or prefixed. Newlines, with the usual indents behind them, are pieces of
-their own, so that a line of code starts with one token. Begin, end, padding and the chat roles are control pieces:
-no text encodes to them, so no user can type one.
-
-SentencePiece writes a space as U+2581, so a U+2581 in the text is first escaped as U+2582 'a' (and U+2582 as
-U+2582 'b') by the model's own normalization table, and restored by its denormalization table.
+Two kinds share this interface: SentencePiece (`tokenizer.model`, the kind this project trains) and Hugging Face's
+`tokenizer.json` (byte-level BPE of GPT-2, Llama 3, Qwen). `Tokenizer.load` finds out which one a folder holds.
 """
 
 from __future__ import annotations
 
+import abc
 import codecs
-import hashlib
 import json
 import re
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-
-import sentencepiece
+from typing import Any
 
 from gpt_keras.data.errors import InputError
-from gpt_keras.data.files import whole_file
 
-UNKNOWN, BEGIN, END, PADDING = "<unk>", "<s>", "</s>", "<pad>"
-ROLES = ("system", "user", "assistant")
-LAYOUT = tuple("\n" * lines + " " * indent for lines in (1, 2) for indent in (0, 4, 8, 12, 16, 20))
-"""Newline and blank line, alone or with the indent of the line that follows: pieces from the start."""
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+)
+"""What a folder may hold of a tokenizer."""
 
-_ESCAPE = "\u2582"
-_ESCAPES = {"\u2581": _ESCAPE + "a", _ESCAPE: _ESCAPE + "b"}
-TRAINING_BYTES = 200_000_000
-"""Text beyond this adds nothing to a vocabulary but time."""
 
-
-class Tokenizer:
+class Tokenizer(abc.ABC):
     """Text to token ids and back.
 
-    Args:
-        model: The serialized SentencePiece model (`tokenizer.model`).
-
-    Raises:
-        InputError: The bytes are not a SentencePiece model.
+    Attributes:
+        vocabulary_size: Number of token ids.
+        begin_id: The token that texts begin with, or `None`.
+        end_id: The token that ends a text, or `None`.
+        end_ids: All tokens that end a text or a turn; generation stops at any of them.
+        adds_begin: Whether a prompt begins with the begin token.
+        special: Text of each token that stands for no text (begin, end, roles, ...) to its id.
+        chat_template: Jinja source that turns a conversation into a prompt, or `None`.
+        fingerprint: SHA-256: two tokenizers with the same one give the same ids.
+        escape: A character that begins an escape sequence, which `restore` undoes, or `None`.
     """
 
-    def __init__(self, model: bytes, name: str = "tokenizer.model") -> None:
-        try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except (RuntimeError, TypeError) as error:
-            raise InputError(f"{name}: not a SentencePiece model, or a damaged one") from error
-        if self._processor.vocab_size() == 0:
-            raise InputError(f"{name}: not a SentencePiece model, or a damaged one")
-        self.model = model
+    vocabulary_size: int
+    begin_id: int | None
+    end_id: int | None
+    end_ids: frozenset[int]
+    adds_begin: bool
+    special: dict[str, int]
+    chat_template: str | None
+    fingerprint: str
+    escape: str | None = None
 
-    @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
-        """Read `tokenizer.model`, or the one in a model folder."""
-        path = Path(path)
-        path = path / "tokenizer.model" if path.is_dir() else path
-        try:
-            return cls(path.read_bytes(), str(path))
-        except OSError as error:
-            raise InputError(f"{path}: no tokenizer there ({error.strerror})") from error
-
-    def save(self, path: str | Path) -> None:
-        """Write the SentencePiece model."""
-        with whole_file(path) as partial:
-            partial.write_bytes(self.model)
-
-    @property
-    def vocabulary_size(self) -> int:
-        return self._processor.vocab_size()
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the model: two tokenizers with the same one give the same ids."""
-        return hashlib.sha256(self.model).hexdigest()
-
-    @property
-    def begin_id(self) -> int:
-        return self._processor.bos_id()
-
-    @property
-    def end_id(self) -> int:
-        return self._processor.eos_id()
-
-    @property
-    def padding_id(self) -> int:
-        """The padding piece, or the end piece in models without one: what is padded is never looked at."""
-        return self._processor.pad_id() if self._processor.pad_id() >= 0 else self.end_id
-
-    def role_id(self, role: str) -> int:
-        """The token that opens a turn of `role` in a conversation."""
-        token = self.token_id(f"<|{role}|>")
-        if token == self._processor.unk_id():
-            raise InputError(f"the tokenizer has no token for the role {role!r}; roles are {', '.join(ROLES)}")
-        return token
-
-    def token_id(self, piece: str) -> int:
-        return self._processor.piece_to_id(piece)
-
-    def piece(self, token_id: int) -> str:
-        """The piece as SentencePiece writes it, with U+2581 for a space."""
-        return self._processor.id_to_piece(token_id)
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without begin or end.
+    @abc.abstractmethod
+    def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
+        """Token ids of each text, without begin or end; special pieces in it are plain text.
 
         Raises:
-            InputError: The text holds a NUL character or a lone surrogate, which SentencePiece cannot represent.
+            InputError: A text that this tokenizer cannot represent, such as one with a lone surrogate.
         """
-        return self.encode_batch([text])[0]
 
-    def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
-        """Token ids of each text."""
-        for text in texts:
-            _check(text)
-        return self._processor.encode(list(texts), num_threads=num_threads)
-
+    @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of token ids. Control tokens vanish; bytes that are not UTF-8 become U+FFFD.
+        """Text of token ids. Special tokens vanish; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
             InputError: An id is outside the vocabulary.
         """
-        ids = [int(i) for i in ids]
-        for i in ids:
-            if not 0 <= i < self.vocabulary_size:
-                raise InputError(f"token id {i} is outside the vocabulary of {self.vocabulary_size}")
-        return self._processor.decode(ids)
 
-    def ends_inside_a_character(self, ids: Sequence[int]) -> bool:
-        """Whether `ids` end with some but not all bytes of a UTF-8 character."""
-        raw = bytearray()
-        for token_id in reversed(ids):
-            if not self._processor.is_byte(token_id):
-                break
-            raw.append(int(self.piece(token_id)[3:5], 16))
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        decoder.decode(bytes(reversed(raw)))
-        return decoder.getstate()[0] != b""
+    @abc.abstractmethod
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of UTF-8 that this token adds to a text; none for special tokens and ids beyond the vocabulary."""
+
+    @abc.abstractmethod
+    def piece(self, token_id: int) -> str:
+        """How the vocabulary writes this token."""
+
+    @abc.abstractmethod
+    def token_id(self, piece: str) -> int | None:
+        """The token that the vocabulary writes as `piece`."""
+
+    @abc.abstractmethod
+    def write(self, folder: Path, context_length: int) -> None:
+        """Write the tokenizer's files for us and for `transformers` into `folder`.
+
+        Args:
+            folder: Where.
+            context_length: Recorded as `model_max_length`.
+
+        Raises:
+            InputError: This tokenizer cannot be written so that `transformers` gives the same ids.
+        """
+
+    @property
+    @abc.abstractmethod
+    def files(self) -> dict[str, bytes]:
+        """Name to content of the files that `from_files` makes this tokenizer from."""
+
+    def check_writable(self, samples: Iterable[str] = ()) -> None:
+        """See that `write` will succeed and that `transformers` will give the same ids for `samples`.
+
+        Raises:
+            InputError: It would not.
+        """
+        return None
+
+    @property
+    def padding_id(self) -> int:
+        """A token to fill up rows with; nobody looks at it."""
+        padding = self.special.get("<pad>", self.end_id)
+        return padding if padding is not None else 0
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Token ids of `text`, without begin or end.
+
+        Args:
+            text: Any text.
+            special: Whether the text of a special token, `<|user|>` say, stands for that token. Leave it off for text
+                that is not your own.
+        """
+        if not special or not self.special:
+            return self.encode_batch([text])[0]
+        ids: list[int] = []
+        for part in self._split_at_special(text):
+            ids += [self.special[part]] if part in self.special else self.encode_batch([part])[0]
+        return ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a text to continue: with the begin token, where this tokenizer's texts have one."""
+        ids = self.encode(text)
+        if (self.adds_begin or not ids) and self.begin_id is not None:
+            return [self.begin_id, *ids]
+        return ids or [self.padding_id]
+
+    def continuation(self, ids: Iterable[int]) -> str:
+        """The text that `ids` add to a text before them."""
+        stream = TextStream(self)
+        return "".join([*map(stream.push, ids), stream.flush()])
+
+    def restore(self, text: str) -> str:
+        """Undo what encoding did to characters; most tokenizers do nothing."""
+        return text
+
+    def _split_at_special(self, text: str) -> list[str]:
+        """`text` in parts, each a special token's text or free of them."""
+        pattern = "|".join(re.escape(piece) for piece in sorted(self.special, key=len, reverse=True))
+        return [part for part in re.split(f"({pattern})", text) if part]
+
+    @staticmethod
+    def load(path: str | Path) -> Tokenizer:
+        """The tokenizer in a file (`tokenizer.model`, `tokenizer.json`) or a folder.
+
+        A folder's `tokenizer.model` is used, unless its `tokenizer.json` has tokens beyond it.
+
+        Raises:
+            InputError: There is none, or it is damaged.
+        """
+        tokenizer = Tokenizer.find(path)
+        if tokenizer is None:
+            raise InputError(f"{path}: no tokenizer there (no tokenizer.model or tokenizer.json)")
+        return tokenizer
+
+    @staticmethod
+    def find(path: str | Path) -> Tokenizer | None:
+        """As `load`; `None` for a folder without a tokenizer."""
+        path = Path(path)
+        if not path.is_dir():
+            name = "tokenizer.json" if path.suffix == ".json" else "tokenizer.model"
+            return Tokenizer.from_files({name: _read(path)}, str(path))
+        names = (*TOKENIZER_FILES, "config.json", "generation_config.json")
+        return Tokenizer.from_files({n: _read(path / n) for n in names if (path / n).exists()}, str(path))
+
+    @staticmethod
+    def from_files(files: Mapping[str, bytes], where: str) -> Tokenizer | None:
+        """The tokenizer in the files of a Hugging Face folder, given as name to content.
+
+        Args:
+            files: Those of `TOKENIZER_FILES` that there are; `config.json` and `generation_config.json` add to what
+                they say about begin and end.
+            where: For messages.
+        """
+        from gpt_keras.data.hub_tokenizer import HubTokenizer
+        from gpt_keras.data.sentencepiece_tokenizer import SentencePieceTokenizer
+
+        settings = TokenizerSettings.read(files, where)
+
+        def at(name: str) -> str:
+            return where if Path(where).suffix == Path(name).suffix else f"{where}/{name}"
+
+        has_json = "tokenizer.json" in files
+        if "tokenizer.model" in files:
+            try:
+                tokenizer = SentencePieceTokenizer(files["tokenizer.model"], at("tokenizer.model"), settings)
+            except InputError:
+                if not has_json:
+                    raise
+            else:
+                if not has_json:
+                    return tokenizer
+                hub = HubTokenizer(files["tokenizer.json"], at("tokenizer.json"), settings)
+                return tokenizer if hub.vocabulary_size <= tokenizer.vocabulary_size else hub
+        if has_json:
+            return HubTokenizer(files["tokenizer.json"], at("tokenizer.json"), settings)
+        if "vocab.json" in files and "merges.txt" in files:
+            return HubTokenizer.from_vocabulary(files["vocab.json"], files["merges.txt"], where, settings)
+        return None
 
 
-def _check(text: str) -> None:
-    if "\0" in text:
-        raise InputError(f"the text holds a NUL character (at {text.index(chr(0))}), which no token can represent")
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """What a Hugging Face folder says about its tokenizer outside of the vocabulary.
+
+    Attributes:
+        files: The folder's own files, written back as they were.
+        begin, end, padding: Text of those tokens, where named.
+        begin_id, end_ids: Their ids, where config.json or generation_config.json names them.
+        adds_begin: Whether prompts begin with the begin token; `None` if it does not say.
+        chat_template: Jinja source.
+    """
+
+    files: Mapping[str, bytes]
+    begin: str | None = None
+    end: str | None = None
+    padding: str | None = None
+    begin_id: int | None = None
+    end_ids: frozenset[int] = frozenset()
+    adds_begin: bool | None = None
+    chat_template: str | None = None
+
+    @classmethod
+    def read(cls, files: Mapping[str, bytes], where: str) -> TokenizerSettings:
+        names = ("special_tokens_map.json", "tokenizer_config.json", "config.json", "generation_config.json")
+        parsed = {name: _json_object(files[name], f"{where}/{name}") for name in names if name in files}
+        tokens = {**parsed.get(names[0], {}), **{k: v for k, v in parsed.get(names[1], {}).items() if v is not None}}
+        end_ids: set[int] = set()
+        for name in names[2:]:
+            value = parsed.get(name, {}).get("eos_token_id")
+            end_ids.update(i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int))
+        begin_id = parsed.get(names[3], {}).get("bos_token_id", parsed.get(names[2], {}).get("bos_token_id"))
+        template = tokens.get("chat_template")
+        if isinstance(template, list):  # several, by name
+            named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+            template = named.get("default")
+        if "chat_template.jinja" in files:
+            template = files["chat_template.jinja"].decode("utf-8", "replace")
+        adds_begin = tokens.get("add_bos_token")
+        return cls(
+            files={name: content for name, content in files.items() if name in TOKENIZER_FILES},
+            begin=_text(tokens.get("bos_token")),
+            end=_text(tokens.get("eos_token")),
+            padding=_text(tokens.get("pad_token")),
+            begin_id=begin_id if isinstance(begin_id, int) else None,
+            end_ids=frozenset(end_ids),
+            adds_begin=adds_begin if isinstance(adds_begin, bool) else None,
+            chat_template=template if isinstance(template, str) else None,
+        )
+
+
+class TextStream:
+    """The text of tokens as they come; no part splits a character.
+
+    A character whose bytes are spread over several tokens appears with the last of them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace_each_byte")
+        self._held = ""
+
+    def push(self, token_id: int) -> str:
+        """The text that is certain once this token is there."""
+        return self._emit(self._decoder.decode(self._tokenizer.token_bytes(int(token_id))), self._tokenizer.escape)
+
+    def flush(self) -> str:
+        """What was held back; bytes of an unfinished character become U+FFFD."""
+        return self._emit(self._decoder.decode(b"", final=True), None)
+
+    def _emit(self, text: str, hold: str | None) -> str:
+        text = self._held + text
+        self._held = hold if hold is not None and text.endswith(hold) else ""
+        return self._tokenizer.restore(text[: len(text) - len(self._held)])
+
+
+def _each_byte(error: UnicodeError) -> tuple[str, int]:
+    """One U+FFFD for every byte that is not UTF-8, as SentencePiece writes them."""
+    assert isinstance(error, UnicodeDecodeError)
+    return "\ufffd" * (error.end - error.start), error.end
+
+
+codecs.register_error("replace_each_byte", _each_byte)
+
+
+def check_unicode(text: str) -> None:
+    """Raise an `InputError` for a lone surrogate, which no encoding of Unicode has."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"the text holds a lone surrogate (at {error.start}): it is not valid Unicode") from error
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary_size: int, model_type: str = "bpe") -> Tokenizer:
-    """Train SentencePiece on `texts`.
-
-    Runs in a process of its own, so that Ctrl-C ends it at once.
-
-    Args:
-        texts: Training documents; held-out ones must not be among them. The first 200 MB are used.
-        vocabulary_size: Number of pieces, the 256 bytes and the special ones among them.
-        model_type: `bpe` or `unigram`.
-
-    Raises:
-        InputError: The text is too small or too uniform for that many pieces (the message says how many it bears), or
-            the number is below what bytes and special pieces need.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        lines = Path(folder) / "text"
-        used = 0
-        with open(lines, "wb") as stream:
-            for text in texts:
-                _check(text)
-                # SentencePiece learns line by line; newlines and the indents behind them are pieces already, so what
-                # it is given is the text between those.
-                for part in _LAYOUT_PATTERN.split(text):
-                    if part:
-                        stream.write(part.encode() + b"\n")
-                used += len(text.encode())
-                if used > TRAINING_BYTES:
-                    break
-        if used == 0:
-            raise InputError("there is no text to train a tokenizer on")
-        for name, pairs in (("escape", _ESCAPES.items()), ("restore", [(v, k) for k, v in _ESCAPES.items()])):
-            table = "".join(f"{_code_points(a)}\t{_code_points(b)}\n" for a, b in pairs)
-            (Path(folder) / name).write_text(table, "ascii")
-        options = {
-            "input": lines.name,
-            "vocab_size": vocabulary_size,
-            "model_type": model_type,
-            "normalization_rule_tsv": "escape",
-            "denormalization_rule_tsv": "restore",
-            **_OPTIONS,
-        }
-        # The model records its options, so they name no folder and no machine: equal texts give equal models.
-        command = [sys.executable, "-m", "gpt_keras.data.sentencepiece_training", folder, json.dumps(options)]
-        # In a session of its own the terminal's Ctrl-C reaches only this process, which then ends that one.
-        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, start_new_session=True)
-        if done.returncode:
-            raise InputError(_explain(done.stderr, vocabulary_size))
-        return Tokenizer((Path(folder) / "model").read_bytes())
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: no tokenizer there ({error.strerror})") from error
 
 
-_OPTIONS = {
-    "unk_piece": UNKNOWN,
-    "bos_piece": BEGIN,
-    "eos_piece": END,
-    "pad_piece": PADDING,
-    "unk_id": 0,
-    "bos_id": 1,
-    "eos_id": 2,
-    "pad_id": 3,
-    "unk_surface": "\ufffd",
-    "control_symbols": [f"<|{role}|>" for role in ROLES],
-    "user_defined_symbols": [text.replace(" ", "\u2581") for text in LAYOUT],
-    "byte_fallback": True,
-    "character_coverage": 0.9999,
-    "remove_extra_whitespaces": False,
-    "add_dummy_prefix": False,
-    "allow_whitespace_only_pieces": True,
-    "max_sentence_length": 1 << 20,
-    "num_threads": 4,
-    "minloglevel": 2,
-}
-_LAYOUT_PATTERN = re.compile("|".join(sorted((re.escape(s) for s in LAYOUT), key=len, reverse=True)))
+def _json_object(content: bytes, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise InputError(f"{name}: damaged ({error})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{name}: expected a JSON object, found {type(value).__name__}")
+    return value
 
 
-def _code_points(text: str) -> str:
-    return " ".join(f"{ord(character):04X}" for character in text)
-
-
-def _explain(message: str, vocabulary_size: int) -> str:
-    found = re.search(r"<= (\d+)", message)
-    if found:
-        return (
-            f"the corpus is too small for a vocabulary of {vocabulary_size}: it bears at most {found[1]}; "
-            f"set --vocabulary-size {found[1]} or less, or use more text"
-        )
-    found = re.search(r"(\d+) > (\d+)|smaller than required_chars\. \d+ vs (\d+)", message)
-    if "required_chars" in message or "vocab_size" in message or found:
-        return f"a vocabulary of {vocabulary_size} is too small for the bytes and special pieces; use at least 512"
-    return f"SentencePiece could not train: {' '.join(message.split())}"
-
-
-def stream_decode(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """The text of `ids` in parts as they come, together what `decode` gives for all of them.
-
-    No part splits a character: one whose bytes are spread over several tokens appears with the last of them.
-    """
-    pending: list[int] = []
-    for token_id in ids:
-        pending.append(int(token_id))
-        text = tokenizer.decode(pending)
-        if not tokenizer.ends_inside_a_character(pending) and not text.endswith(_ESCAPE):
-            yield text
-            pending = []
-    if pending:
-        yield tokenizer.decode(pending)
+def _text(token: Any) -> str | None:
+    """A token's text, given plain or as an object with `content`."""
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else None

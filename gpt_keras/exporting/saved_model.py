@@ -101,6 +101,9 @@ def _generate(model: GPT, tokenizer: Tokenizer, prompts: Tensor, lengths: Tensor
     cache: Any = model.make_cache(batch, longest + max_new_tokens)
     logits, cache = model.step(prompts, positions, cache=cache, select=lengths - 1)
 
+    def ends(token: Tensor) -> Tensor:
+        return tf.reduce_any(token[:, None] == tf.constant(sorted(tokenizer.end_ids), tf.int32)[None], axis=1)
+
     def goes_on(number: Tensor, token: Tensor, ended: Tensor, *_: Any) -> Tensor:
         return tf.logical_and(number < max_new_tokens, tf.logical_not(tf.reduce_all(ended)))
 
@@ -109,10 +112,10 @@ def _generate(model: GPT, tokenizer: Tokenizer, prompts: Tensor, lengths: Tensor
         written = tf.where(here, token[:, None], written)
         logits, cache = model.step(token[:, None], (lengths + number)[:, None], cache=cache)
         token = greedy(logits[:, 0])
-        return number + 1, token, tf.logical_or(ended, token == tokenizer.end_id), written, cache
+        return number + 1, token, tf.logical_or(ended, ends(token)), written, cache
 
     token = greedy(logits[:, 0])
     nothing = tf.fill([batch, max_new_tokens], -1)
-    first = (tf.constant(0), token, token == tokenizer.end_id, nothing, cache)
+    first = (tf.constant(0), token, ends(token), nothing, cache)
     _, _, _, written, _ = tf.while_loop(goes_on, decode, first)
     return tf.ragged.boolean_mask(written, written >= 0)

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import keras
@@ -21,6 +22,7 @@ from keras import ops
 Tensor = Any
 
 _faster: dict[str, Callable[..., Any]] = {}
+_transposed: ContextVar[dict[int, Tensor]] = ContextVar("transposed", default={})  # noqa: B039 (never changed)
 
 
 @contextlib.contextmanager
@@ -54,6 +56,26 @@ def _choose(reference: Callable[..., Any]) -> Callable[..., Any]:
     return kernel
 
 
+@contextlib.contextmanager
+def transposed_kernels(kernels: dict[int, Tensor]) -> Iterator[None]:
+    """`linear` uses these transposes, by the `id` of the variables, for code traced inside."""
+    token = _transposed.set(kernels)
+    try:
+        yield
+    finally:
+        _transposed.reset(token)
+
+
+def linear(x: Tensor, kernel: Any) -> Tensor:
+    """`x @ kernel`, [..., out], of `x` [..., in] and `kernel` [in, out], a variable or a tensor."""
+    transposed = _transposed.get().get(id(kernel))
+    if transposed is None:
+        return ops.matmul(x, kernel)
+    from jax import lax  # only on JAX, where a product with the transpose would write that out first
+
+    return lax.dot_general(x, ops.cast(transposed, x.dtype), (((x.ndim - 1,), (1,)), ((), ())))
+
+
 @_choose
 def rms_norm(x: Tensor, scale: Tensor, epsilon: float) -> Tensor:
     """`x / rms(x) * scale` over the last axis, computed in float32, returned in `x`'s dtype."""
@@ -81,6 +103,11 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 def gelu(x: Tensor) -> Tensor:
     """The tanh form of GELU that GPT-1 and GPT-2 use (Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415)."""
     return ops.gelu(x, approximate=True)
+
+
+def gelu_exact(x: Tensor) -> Tensor:
+    """GELU itself, `x * Phi(x)` with the normal distribution's own Phi (same source)."""
+    return ops.gelu(x, approximate=False)
 
 
 @_choose

@@ -6,6 +6,7 @@ Every stage leaves something whole behind or nothing, so a run that is stopped a
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import subprocess
@@ -28,8 +29,9 @@ from gpt_keras.data.shards import Corpus
 from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.evaluation.bits_per_byte import HeldOutScorer, xz_bits_per_byte
 from gpt_keras.folder import load_folder, save_folder
-from gpt_keras.generation import Generator, SamplingOptions
+from gpt_keras.generation import Generator
 from gpt_keras.model import GPT
+from gpt_keras.sampling_options import SamplingOptions
 from gpt_keras.training.callbacks import Checkpoint, Pace, Record, StopBetweenSteps, draw_loss
 from gpt_keras.training.checkpoint import restore_checkpoint
 from gpt_keras.training.loss import NextTokenLoss
@@ -40,7 +42,8 @@ from gpt_keras.training.run_folder import PreparedRun, bytes_bar, say
 
 NUM_SAMPLES = 3
 PROMPT_CHARACTERS = 40
-SAMPLE_OPTIONS = SamplingOptions(max_new_tokens=96, temperature=0.8, top_k=50, top_p=0.95)
+SAMPLE_OPTIONS = SamplingOptions(temperature=0.8, top_k=50, top_p=0.95)
+SAMPLE_TOKENS = 96
 
 
 class TrainingRun:
@@ -69,12 +72,12 @@ class TrainingRun:
         with self._stage("training"):
             metrics = self._train(config, corpus, batches)
         with self._stage("evaluation"):
-            model, tokenizer = load_folder(self.folder / "model", dtype="float32")
+            model, _ = load_folder(self.folder / "model", dtype="float32")
             metrics |= self._evaluate(model, corpus)
         with self._stage("samples"):
-            samples = self._sample(model, tokenizer, corpus)
+            samples = self._sample(model, corpus.tokenizer, corpus)
         with self._stage("export"):
-            exported = self._export(model, tokenizer)
+            exported = self._export(model, corpus.tokenizer)
         summary = {
             "run": str(self.folder),
             "metrics": {**metrics, "total_seconds": round(time.perf_counter() - self._started, 1)},
@@ -178,7 +181,10 @@ class TrainingRun:
                 prompts.append(line)
         room = model.config.context_length - 1
         prompts = [prompt if len(tokenizer.encode(prompt)) + 1 < room else "" for prompt in prompts]
-        texts = Generator(model, tokenizer).generate(prompts, SAMPLE_OPTIONS)
+        longest = max(len(tokenizer.encode_prompt(prompt)) for prompt in prompts)
+        length = min(SAMPLE_TOKENS, model.config.context_length - longest)
+        options = dataclasses.replace(SAMPLE_OPTIONS, max_new_tokens=length)
+        texts = Generator(model, tokenizer).generate(prompts, options)
         samples = [{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]
         with whole_file(self.folder / "samples.md") as partial:
             blocks = [f"````text\n{s['prompt']}⟶{s['text']}\n````\n" for s in samples]

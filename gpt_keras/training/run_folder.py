@@ -22,7 +22,6 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import readable, sweep, whole_file
-from gpt_keras.data.hub_tokenizer import check_hub_tokenizer
 from gpt_keras.data.preparation import prepare, split_and_train_tokenizer
 from gpt_keras.data.pretraining import Batches
 from gpt_keras.data.shards import Corpus
@@ -62,7 +61,7 @@ def prepare_run(options: TrainOptions, console: Console) -> PreparedRun:
     corpus = _given_corpus(options, begun) or _new_corpus(options, console, seconds)
     if fingerprint not in (None, corpus.tokenizer.fingerprint):
         raise InputError(f"{options.data} has another tokenizer than when {options.run_dir} was begun; use --restart")
-    check_hub_tokenizer(corpus.tokenizer, (d.text[:2000] for d in itertools.islice(corpus.held_out_documents(), 20)))
+    corpus.tokenizer.check_writable(d.text[:2000] for d in itertools.islice(corpus.held_out_documents(), 20))
     context = options.model_config(corpus.tokenizer.vocabulary_size).context_length
     Batches(corpus.streams["train"], context, options.batch_size)  # is there enough of it
     # Only now, when nothing is left to go wrong with them, are the options those of the run.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpt_keras.data.errors import InputError
-from gpt_keras.data.tokenizer import Tokenizer
+from gpt_keras.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from gpt_keras.language_model import LanguageModel
 
 from ..conftest import build
@@ -76,10 +76,12 @@ def test_a_model_that_ends_at_once_gives_empty_texts_and_no_texts_give_none(lm, 
     assert generate_without_keras(exported, PROMPTS[:2]) == ["", ""]
 
 
-class _EndFirst(Tokenizer):
+class _EndFirst(SentencePieceTokenizer):
     """A tokenizer that takes id 0 for the end token."""
 
-    end_id = 0
+    def __init__(self, model: bytes) -> None:
+        super().__init__(model)
+        self.end_ids = frozenset({0})
 
 
 def test_an_empty_batch_gives_an_empty_batch(exported):

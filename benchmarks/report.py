@@ -1,0 +1,86 @@
+"""What the benchmarks share: a process for every system, the table, and the JSON line."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+
+class SystemFailedError(Exception):
+    """A system's process ended with an error; the message is what it wrote."""
+
+
+def in_own_process(module: str, arguments: Sequence[str], environment: dict[str, str]) -> str:
+    """Run `python -m module` and return the last line that it prints.
+
+    Args:
+        module: A benchmark's module, which measures one system where it is told to.
+        arguments: Its command line.
+        environment: Variables on top of this process's own.
+
+    Raises:
+        SystemFailedError: It exited with an error.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "TF_CPU_ALLOCATOR_USE_BFC": "true", **environment}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemFailedError(done.stderr.strip() or f"exit code {done.returncode}")
+    return done.stdout.splitlines()[-1]
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of cells; the first row is the header, the first column stands left, the others right."""
+    columns = max(len(row) for row in rows)
+    # A row that says only one thing, such as why there is no figure, does not widen the columns.
+    widths = [max(len(row[i]) for row in rows if len(row) == columns) for i in range(columns)]
+    widths[0] = max(len(row[0]) for row in rows)
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=False)]
+        print("  ".join(cells).rstrip())
+
+
+def result(system: str, case: str, value: float, unit: str) -> dict[str, Any]:
+    """One figure of the JSON line; what follows the system's first word ("gpt_keras jax float32") joins the case."""
+    name, _, variant = system.partition(" ")
+    return {"system": name, "case": f"{case}, {variant}" if variant else case, "value": round(value, 2), "unit": unit}
+
+
+def print_json(benchmark: str, results: list[dict[str, Any]], packages: Sequence[str]) -> None:
+    """Print the one line that `--json` promises."""
+    line = {"benchmark": benchmark, "machine": machine(), "versions": versions(packages), "results": results}
+    print(json.dumps(line))
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    return {"processor": _processor(), "cores": os.cpu_count(), "memory_gb": round(memory / 1e9, 1)}
+
+
+def _processor() -> str:
+    file = Path("/proc/cpuinfo")
+    if file.exists():
+        for line in file.read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Versions of Python and of those packages that are installed."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

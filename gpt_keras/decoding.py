@@ -1,0 +1,148 @@
+"""Rows of tokens being continued: prefill, the key/value cache, one step after another.
+
+`Decoder` runs `GPT.step` compiled for a handful of shapes: lengths, caches and batches are padded to buckets, and
+`num_compilations` counts those in use. What comes out are logits; choosing from them is `sampling` and `generation`.
+Another engine, a quantized one say, has to offer `start` and what `Rows` offers, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from gpt_keras import sampling
+from gpt_keras.compilation import compile_function, compile_step, hold
+from gpt_keras.model import GPT
+
+Tensor = Any
+SMALLEST_BUCKET = 16
+
+
+class Decoder:
+    """Starts rows of one model; keeps its compiled functions.
+
+    Args:
+        model: Any `GPT`.
+    """
+
+    def __init__(self, model: GPT) -> None:
+        self.model = model
+        self._shapes: set[tuple[int, ...]] = set()
+        self._prefill = compile_step(model, self._forward, xla=False)
+        self._steps = {one_row: compile_step(model, self._forward, one_row) for one_row in (False, True)}
+        self._take = compile_function(_take_rows)
+
+    @property
+    def in_background(self) -> bool:
+        """Whether a step goes on computing while Python goes on too, as it does on JAX."""
+        return keras.backend.backend() == "jax"
+
+    @property
+    def num_compilations(self) -> int:
+        """How many different shapes of the model's step have been compiled so far."""
+        return len(self._shapes)
+
+    def start(self, prompts: Sequence[Sequence[int]], room: int) -> Rows:
+        """Prefill: run the prompts through the model.
+
+        Args:
+            prompts: Token ids of each row, at least one each, at most the context's length.
+            room: How many tokens will follow at most.
+        """
+        context = self.model.config.context_length
+        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+        longest = int(lengths.max())
+        width = min(bucket(longest, SMALLEST_BUCKET), context)
+        slots = max(width, min(bucket(longest + room, SMALLEST_BUCKET), context))
+        batch = 1 << (len(prompts) - 1).bit_length()
+        token_ids = np.zeros((batch, width), np.int32)
+        for row, prompt in enumerate(prompts):
+            token_ids[row, : len(prompt)] = prompt
+        lengths = np.concatenate([lengths, np.ones(batch - len(prompts), np.int32)])
+        positions = np.tile(np.arange(width, dtype=np.int32), (batch, 1))
+        held = hold(self.model.make_cache(batch, slots))
+        (logits, best), cache = self.step(token_ids, positions, lengths - 1, held)
+        return Rows(self, logits, best, cache, lengths, len(prompts))
+
+    def step(
+        self, token_ids: np.ndarray, positions: np.ndarray, select: np.ndarray, cache: Any
+    ) -> tuple[tuple[Tensor, Tensor], Any]:
+        """`GPT.step` with a cache.
+
+        Returns:
+            Logits [batch, vocabulary_size] at index `select` of each row with the most probable tokens int32 [batch],
+            and the new cache; the old one must not be used again.
+        """
+        self._shapes.add((*token_ids.shape, int(cache[0][0].shape[2])))
+        rows, width = token_ids.shape
+        step = self._prefill if width > 1 else self._steps[rows == 1]
+        return step(cache, token_ids, positions, select)
+
+    def _forward(self, cache: Any, token_ids: Tensor, positions: Tensor, select: Tensor) -> tuple[Any, Any]:
+        logits, cache = self.model.step(token_ids, positions, cache=cache, select=select)
+        return (logits[:, 0], sampling.greedy(logits[:, 0])), cache
+
+    def take(self, logits: Tensor, best: Tensor, cache: Any, index: np.ndarray) -> tuple[Tensor, Tensor, Any]:
+        """The rows of logits, tokens and cache that `index` int32 [rows] names, in that order."""
+        logits, best, cache = self._take(logits, best, cache, index)
+        return logits, best, hold(cache)
+
+
+class Rows:
+    """A batch in progress.
+
+    Attributes:
+        logits: [batch, vocabulary_size] for the next token of each row; rows beyond `num_rows` fill the bucket.
+        best: int32 [batch], the most probable next token of each row.
+        lengths: int32 [batch], tokens of each row that the cache holds.
+        num_rows: How many rows count.
+    """
+
+    def __init__(
+        self, decoder: Decoder, logits: Tensor, best: Tensor, cache: Any, lengths: np.ndarray, num_rows: int
+    ) -> None:
+        self._decoder, self._cache = decoder, cache
+        self.logits, self.best, self.lengths, self.num_rows = logits, best, lengths, num_rows
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.lengths)
+
+    def advance(self, tokens: Tensor) -> None:
+        """Append one token, int32 [batch], to every row; `logits` are then those for the tokens that follow.
+
+        Where the backend computes in the background this returns at once, and `tokens` need not be known yet.
+
+        A row whose cache is full writes over its last entry: it must have ended.
+        """
+        slots = int(self._cache[0][0].shape[2])
+        places = np.minimum(self.lengths, slots - 1)[:, None]
+        first = np.zeros(self.batch_size, np.int32)
+        (self.logits, self.best), self._cache = self._decoder.step(tokens[:, None], places, first, self._cache)
+        self.lengths = self.lengths + 1
+
+    def take(self, index: Sequence[int]) -> None:
+        """Continue with these rows instead, any of them any number of times."""
+        self.num_rows = len(index)
+        padded = np.zeros(1 << (len(index) - 1).bit_length(), np.int32)
+        padded[: len(index)] = index
+        if len(padded) != self.batch_size or (padded != np.arange(len(padded))).any():
+            self.logits, self.best, self._cache = self._decoder.take(self.logits, self.best, self._cache, padded)
+            self.lengths = self.lengths[padded]
+
+
+def _take_rows(logits: Tensor, best: Tensor, cache: Any, index: Tensor) -> tuple[Tensor, Tensor, Any]:
+    cache = [tuple(ops.take(part, index, axis=0) for part in pair) for pair in cache]
+    return ops.take(logits, index, axis=0), ops.take(best, index, axis=0), cache
+
+
+def bucket(size: int, smallest: int) -> int:
+    """The next of 1, 1.5, 2, 3, 4, 6, 8, 12, ... times a power of two, at least `smallest`: a third too large at most
+    half of the time, and few enough that all of them get compiled once."""
+    power = 1 << max(0, (size - 1).bit_length())
+    between = power // 4 * 3
+    return max(smallest, between if between >= size else power)

@@ -1,0 +1,329 @@
+"""Output in a given form: text that always matches a regular expression, or always is JSON of a schema.
+
+outlines-core turns the expression into a finite automaton over the tokenizer's tokens (Willard and Louf 2023,
+https://arxiv.org/abs/2307.09702). From it follows, for each state, how many tokens the shortest way to a whole text
+takes, and only tokens are allowed from which the rest still fits: the text is whole however few tokens it gets.
+
+    automaton = Vocabulary(token_bytes, end_ids).automaton(json_schema={"type": "object", ...})
+    form = Form(automaton, max_new_tokens=50)
+    form.allowed(prompt + new, len(prompt), remaining=50 - len(new))
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpt_keras.data.errors import InputError
+
+_KEYWORDS = {
+    "string": {"minLength", "maxLength", "pattern", "format"},
+    "array": {"items", "prefixItems", "minItems", "maxItems"},
+    "object": {"properties", "required", "additionalProperties"},
+    "integer": set[str](),
+    "number": set[str](),
+    "boolean": set[str](),
+    "null": set[str](),
+}
+_ANY_TYPE = {"type", "enum", "const", "anyOf", "oneOf", "$ref"}
+_NOTES = {"title", "description", "default", "examples", "$schema", "$id", "$defs", "definitions", "$comment"}
+_REMEMBERED = 32
+
+
+class Vocabulary:
+    """What each token adds to a text, and the automata built for it so far.
+
+    Make one for a tokenizer and keep it: asking for the same form again is free. May be shared between threads.
+
+    Args:
+        token_bytes: Of each token id, the bytes that it adds, which need not be whole characters; b"" for special
+            tokens, which no form allows.
+        end_ids: Tokens that end a text.
+
+    Raises:
+        InputError: There is no end token, or outlines-core is not installed.
+    """
+
+    def __init__(self, token_bytes: Sequence[bytes], end_ids: Iterable[int]) -> None:
+        self.size = len(token_bytes)
+        self.ends = np.zeros(self.size, bool)
+        self.ends[list(end_ids)] = True
+        if not self.ends.any():
+            raise InputError("output in a given form needs an end token, and the tokenizer has none")
+        self._texts = {i: bytes(text) for i, text in enumerate(token_bytes) if text and not self.ends[i]}
+        self._automata: dict[tuple[Any, ...], TokenAutomaton] = {}
+        self._lock = threading.Lock()
+
+    def automaton(
+        self,
+        regex: str | None = None,
+        json_schema: dict[str, Any] | bool | str | None = None,
+        banned: Iterable[int] = (),
+    ) -> TokenAutomaton:
+        """The automaton of a form.
+
+        Args:
+            regex: A regular expression (Rust's syntax: Perl's without look-around and back-references) that the whole
+                text matches. Its digits, word characters and spaces are ASCII ones.
+            json_schema: A JSON schema, or its text. Keywords that cannot be kept are refused, not ignored.
+            banned: Tokens that the text must do without.
+
+        Raises:
+            InputError: The expression or schema is invalid or unsupported, or no text of these tokens fits.
+        """
+        without = frozenset(banned)
+        key = (regex, json_schema if isinstance(json_schema, str) else json.dumps(json_schema), without)
+        with self._lock:
+            if key not in self._automata:
+                expression = regex if regex is not None else _schema_expression(json_schema)
+                while len(self._automata) >= _REMEMBERED:
+                    self._automata.pop(next(iter(self._automata)))
+                self._automata[key] = TokenAutomaton(self, expression, without)
+            return self._automata[key]
+
+    def index(self, expression: str, without: frozenset[int] = frozenset()) -> Any:
+        """outlines-core's automaton of an expression."""
+        tokens: dict[bytes, list[int]] = {}
+        for token, text in self._texts.items():
+            if token not in without:
+                tokens.setdefault(text, []).append(token)
+        return _build(expression, tokens, self.size)
+
+
+class TokenAutomaton:
+    """States joined by tokens, and the number of tokens from each state to a whole text.
+
+    Attributes:
+        vocabulary: What the tokens are.
+        start: The state before any token.
+        distance: Of each state, the fewest tokens to a whole text, int64.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, expression: str, without: frozenset[int]) -> None:
+        self.vocabulary = vocabulary
+        index = vocabulary.index(expression, without)
+        transitions: dict[int, dict[int, int]] = index.get_transitions()
+        finals = index.get_final_states()
+        number = {state: i for i, state in enumerate({index.get_initial_state(), *transitions, *finals})}
+        self.start = number[index.get_initial_state()]
+        self.accepting = np.zeros(len(number), bool)
+        self.accepting[[number[state] for state in finals]] = True
+        nothing = np.zeros(0, np.int64)
+        self._rows = [(nothing, nothing)] * len(number)
+        for state, row in transitions.items():
+            tokens = np.fromiter(row.keys(), np.int64, len(row))
+            targets = np.array([number[target] for target in row.values()], np.int64)
+            kept = tokens < vocabulary.size  # outlines-core's own end token is one beyond
+            order = np.argsort(tokens[kept])
+            self._rows[number[state]] = (tokens[kept][order], targets[kept][order])
+        self.distance = self._distances()
+        if self.distance[self.start] == _NEVER:
+            raise InputError("no text that the tokenizer's tokens can spell has the asked form")
+
+    def _distances(self) -> np.ndarray:
+        """Backwards from the accepting states, in rings of one more token each."""
+        edges = [(state, target) for state, (_, targets) in enumerate(self._rows) for target in np.unique(targets)]
+        sources, targets = np.array(edges, np.int64).reshape(-1, 2).T
+        distance = np.where(self.accepting, 0, _NEVER)
+        while True:
+            closer = np.full(len(distance), _NEVER)
+            np.minimum.at(closer, sources, np.minimum(distance[targets] + 1, _NEVER))
+            if (closer >= distance).all():
+                return distance
+            distance = np.minimum(distance, closer)
+
+    @property
+    def shortest(self) -> int:
+        """The fewest tokens of a text in this form, without the end token."""
+        return int(self.distance[self.start])
+
+    def step(self, state: int, token: int) -> int | None:
+        """The state after `token`; `None` if it may not come there."""
+        tokens, targets = self._rows[state]
+        place = int(np.searchsorted(tokens, token))
+        return int(targets[place]) if place < len(tokens) and tokens[place] == token else None
+
+    def allowed(self, state: int, remaining: int) -> np.ndarray:
+        """Tokens from which a whole text is at most `remaining - 1` tokens away, and end tokens after a whole one."""
+        tokens, targets = self._rows[state]
+        mask = np.zeros(self.vocabulary.size, bool)
+        mask[tokens[self.distance[targets] <= remaining - 1]] = True
+        if self.accepting[state]:
+            mask |= self.vocabulary.ends
+        return mask
+
+
+_NEVER = np.int64(2**40)
+
+
+class Form:
+    """A constraint (`constraints.Constraint`): one row's output, always whole within `max_new_tokens`.
+
+    The end token is allowed exactly after a whole text, and alone where none goes on from there.
+
+    Raises:
+        InputError: No text of the form has so few tokens; the message says how many the shortest has.
+    """
+
+    def __init__(self, automaton: TokenAutomaton, max_new_tokens: int) -> None:
+        if automaton.shortest > max_new_tokens:
+            raise InputError(
+                f"output in the asked form takes at least {automaton.shortest} tokens, and there is room for "
+                f"{max_new_tokens}: raise max_new_tokens or shorten the prompt"
+            )
+        self._automaton = automaton
+        self._read: list[int] = []
+        self._state: int | None = automaton.start
+
+    def __deepcopy__(self, memory: Any) -> Form:
+        copied = Form.__new__(Form)
+        copied._automaton, copied._read, copied._state = self._automaton, list(self._read), self._state
+        return copied
+
+    def allowed(self, history: Sequence[int], num_prompt: int, remaining: int) -> np.ndarray | None:
+        new = list(history[num_prompt:])
+        for token in new[len(self._read) :]:
+            self._state = None if self._state is None else self._automaton.step(self._state, token)
+        self._read = new
+        if self._state is None:  # a token that was not allowed, from elsewhere than this rule
+            return self._automaton.vocabulary.ends
+        return self._automaton.allowed(self._state, remaining)
+
+
+def _outlines(module: str = "outlines_core") -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(
+            "output in a given form needs outlines-core, which is not here: pip install 'gpt_keras[constrained]'"
+        ) from error
+
+
+def _build(expression: str, tokens: dict[bytes, list[int]], end_id: int) -> Any:
+    core = _outlines()
+    expression = _ascii_classes(expression)
+    if not expression:
+        raise InputError("the regular expression is empty")
+    try:
+        return _index(expression, core.Vocabulary(end_id, tokens))
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        if "incompatible with the regex" in reason:
+            raise InputError("no text that the tokenizer's tokens can spell has the asked form") from error
+        hint = "; look-around, back-references and word boundaries are not supported, ^ and $ are implied"
+        raise InputError(f"the regular expression {_short(expression)} cannot be used ({reason}){hint}") from error
+
+
+def _index(expression: str, vocabulary: Any) -> Any:
+    core = _outlines()
+    try:
+        # Anchored, or the first alternative that matches would hide longer ones: `1|12` would never be 12.
+        return core.Index(rf"(?:{expression})\z", vocabulary)
+    except ValueError as error:
+        if "universal start" not in str(error):
+            raise
+        return core.Index(expression, vocabulary)  # what may be empty cannot be anchored
+
+
+def _schema_expression(schema: dict[str, Any] | bool | str | None) -> str:
+    """The regular expression of a JSON schema's texts.
+
+    Raises:
+        InputError: The schema is not valid, or asks for what a regular expression of outlines-core does not keep.
+    """
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except ValueError as error:
+            raise InputError(f"the JSON schema is not JSON ({error})") from error
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, dict):
+        raise InputError(f"a JSON schema is an object, not {type(schema).__name__}")
+    _check_schema(schema, "#")
+    return _regex_of(schema)
+
+
+def _regex_of(schema: dict[str, Any]) -> str:
+    builder = _outlines("outlines_core.json_schema")
+    try:
+        return str(builder.build_regex_from_schema(json.dumps(schema)))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"the JSON schema cannot be used ({str(error).splitlines()[0].strip()})") from error
+
+
+def _check_schema(schema: Any, place: str) -> None:
+    """Refuse what outlines-core would ignore or get wrong, so that the output always is what the schema says."""
+
+    def refuse(what: str) -> InputError:
+        return InputError(f"the JSON schema at {place}: {what}")
+
+    if not isinstance(schema, dict):
+        raise refuse(f"expected an object, found {json.dumps(schema)}")
+    types = schema.get("type", [])
+    types = [types] if isinstance(types, str) else types
+    for kind in types:
+        if kind not in _KEYWORDS:
+            raise refuse(f"type {json.dumps(kind)} is none of {', '.join(_KEYWORDS)}")
+    own = set().union(*(_KEYWORDS[kind] for kind in types or _KEYWORDS))
+    for keyword in schema:
+        if keyword not in own | _ANY_TYPE | _NOTES:
+            raise refuse(f"{keyword} is not supported")
+    given = [keyword for keyword in ("enum", "const", "anyOf", "oneOf", "$ref") if keyword in schema]
+    if len(given) > 1 or (given and own & set(schema)):
+        raise refuse(f"{given[0]} together with other keywords is not supported")
+    properties = schema.get("properties", {})
+    for name in properties:
+        if json.dumps(name, ensure_ascii=False) != f'"{name}"':
+            raise refuse(f"the property name {json.dumps(name)} is not supported")
+    for name in schema.get("required", []):
+        if name not in properties:
+            raise refuse(f"required names {json.dumps(name)}, which properties does not")
+    if schema.get("minItems", 0) and "prefixItems" in schema:
+        raise refuse("minItems together with prefixItems is not supported")
+    for keyword in {"pattern", "format"} & set(schema):
+        _check_text(_regex_of({"type": "string", keyword: schema[keyword]}), refuse)
+    inner = []
+    for keyword in ("properties", "$defs", "definitions"):
+        inner += [(f"{place}/{keyword}/{name}", entry) for name, entry in schema.get(keyword, {}).items()]
+    for keyword in ("anyOf", "oneOf", "prefixItems"):
+        inner += [(f"{place}/{keyword}/{i}", entry) for i, entry in enumerate(schema.get(keyword, []))]
+    for keyword in ("items", "additionalProperties"):
+        if not isinstance(schema.get(keyword, True), bool):
+            inner.append((f"{place}/{keyword}", schema[keyword]))
+    for where, entry in inner:
+        _check_schema(entry, where)
+
+
+def _check_text(expression: str, refuse: Any) -> None:
+    """See that what stands between the quotes can be no quote, backslash or control character, which JSON escapes."""
+    index = _build(
+        expression.removeprefix("(").removesuffix(")")[1:-1] or "a{0}", {bytes([b]): [b] for b in range(256)}, 256
+    )
+    for row in index.get_transitions().values():
+        for byte in row:
+            if byte in (0x22, 0x5C) or byte < 0x20:
+                raise refuse(f"a pattern or format that matches {bytes([byte]).decode()!r} is not supported")
+
+
+def _ascii_classes(expression: str) -> str:
+    """`\\d`, `\\w` and `\\s` for ASCII alone, so that programs of every kind read the text the same way."""
+    inside, parts = False, []
+    for part in re.findall(r"\\.|.", expression, re.DOTALL):
+        inside = (inside or part == "[") and not (part == "]" and inside)
+        plain = _ASCII.get(part)
+        parts.append(part if plain is None else plain if inside else f"[{plain}]")
+    return "".join(parts)
+
+
+_ASCII = {r"\d": "0-9", r"\w": "0-9A-Za-z_", r"\s": r" \t\n\r\f\v"}
+
+
+def _short(expression: str) -> str:
+    return repr(expression if len(expression) < 60 else expression[:57] + "...")
