@@ -52,9 +52,24 @@ def save_folder(model: GPT, tokenizer: Tokenizer | None, path: str | Path) -> No
         tensors = _tensors(model)
         checksums = json.dumps({name: zlib.crc32(value.data) for name, value in tensors.items()})
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", _CHECKSUMS: checksums})
+        _sort_metadata(folder / "model.safetensors")
         if tokenizer is not None:
             tokenizer.write(folder, model.config.context_length)
             _write_json(folder / "generation_config.json", {**ids, "max_new_tokens": 128})
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in one order, for `save_file` writes it in any: equal models are then
+    equal files."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > length:
+            raise ValueError(f"{path}: safetensors wrote a header in a form of its own")
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def _check_vocabulary(tokenizer: Tokenizer | None, config: GPTConfig, where: str) -> None:
