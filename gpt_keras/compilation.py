@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 
 from gpt_keras.data.errors import InputError
-from gpt_keras.kernels import transposed_kernels
+from gpt_keras.kernels import few_rows
 
 
 def compile_for(model: keras.Model, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -21,9 +23,16 @@ def compile_for(model: keras.Model, function: Callable[..., Any]) -> Callable[..
     """
     if keras.backend.backend() != "jax":
         return compile_function(function)
-    weights = _Weights(model)
-    compiled = _jax_with_weights(weights, function, donate=())
-    return lambda *arguments: compiled(weights.read(), *arguments)
+    import jax
+
+    variables = model.variables
+
+    def pure(values: list[Any], *arguments: Any) -> Any:
+        with keras.StatelessScope(state_mapping=zip(variables, values, strict=True)):
+            return function(*arguments)
+
+    compiled = jax.jit(pure)
+    return lambda *arguments: compiled([variable.value for variable in variables], *arguments)
 
 
 def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,7 +59,10 @@ def hold(state: Any) -> Any:
 
 
 def compile_step(
-    model: keras.Model, function: Callable[..., Any], one_row: bool = False, xla: bool = True
+    model: keras.Model,
+    function: Callable[..., Any],
+    kernels: TransposedKernels | None = None,
+    xla: bool = True,
 ) -> Callable[..., Any]:
     """As `compile_for`, for a function `(state, *arguments) -> (result, new state)` that is called over and over.
 
@@ -60,19 +72,40 @@ def compile_step(
     Args:
         model: Its weights are read at every call.
         function: Takes `hold`'s state first.
-        one_row: The arguments are a single token of a single row. JAX on a CPU then multiplies by transposed copies of
-            the kernels, a quarter faster, and the copies are kept.
+        kernels: For a function of few rows, the model's kernels to be used instead of its own.
         xla: Whether TensorFlow compiles with XLA, as JAX always does: seconds for each shape, which pay for a step that
             is repeated.
     """
     if keras.backend.backend() == "jax":
-        import jax
+        return _compile_step_jax(model, function, kernels)
+    if keras.backend.backend() == "tensorflow":
+        return _compile_step_tensorflow(function, kernels, xla)
+    return compile_function(function)
 
-        weights = _Weights(model, transposed=one_row and jax.default_backend() == "cpu")
-        compiled = _jax_with_weights(weights, function, donate=(1,))
-        return lambda state, *arguments: compiled(weights.read(), state, *arguments)
-    if keras.backend.backend() != "tensorflow":
-        return compile_function(function)
+
+def _compile_step_jax(
+    model: keras.Model, function: Callable[..., Any], kernels: TransposedKernels | None
+) -> Callable[..., Any]:
+    import jax
+
+    variables = model.variables
+
+    def pure(values: list[Any], copies: dict[int, Any], state: Any, *arguments: Any) -> Any:
+        with keras.StatelessScope(state_mapping=zip(variables, values, strict=True)), _few_rows(kernels, copies):
+            return function(state, *arguments)
+
+    compiled = jax.jit(pure, donate_argnums=2)
+
+    def call(state: Any, *arguments: Any) -> Any:
+        copies = {} if kernels is None else kernels.copies
+        return compiled([variable.value for variable in variables], copies, state, *arguments)
+
+    return call
+
+
+def _compile_step_tensorflow(
+    function: Callable[..., Any], kernels: TransposedKernels | None, xla: bool
+) -> Callable[..., Any]:
     import tensorflow as tf
 
     @tf.function(autograph=False, jit_compile=xla)
@@ -87,49 +120,93 @@ def compile_step(
         # Looking a trace up by its arguments' types takes tf.function a millisecond; their shapes say enough.
         shapes = (tf.nest.flatten(state)[0].shape, *(argument.shape for argument in arguments))
         if shapes not in traced:
-            traced[shapes] = step.get_concrete_function(state, *arguments)
+            with _few_rows(kernels, {} if kernels is None else kernels.copies):
+                traced[shapes] = step.get_concrete_function(state, *arguments)
         return traced[shapes](state, *map(tf.convert_to_tensor, arguments)), state
 
     return call
 
 
-def _jax_with_weights(weights: _Weights, function: Callable[..., Any], donate: tuple[int, ...]) -> Any:
-    """`function` jitted with what `weights.read` gives as a first argument."""
-    import jax
-
-    def pure(values: list[Any], *arguments: Any) -> Any:
-        with weights.in_use(values):
-            return function(*arguments)
-
-    return jax.jit(pure, donate_argnums=donate)
+def _few_rows(kernels: TransposedKernels | None, copies: dict[int, Any]) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if kernels is None else few_rows(copies)
 
 
-class _Weights:
-    """The values of a model's variables, on JAX.
+class TransposedKernels:
+    """A model's kernels as [out, in], the form in which `kernels.few_rows` multiplies by them.
 
-    Args:
-        model: Whose.
-        transposed: Kernels come as [out, in], for `kernels.linear`. A copy is made anew when its variable has changed.
+    They are copies, and take as much memory again; `refresh` makes them follow the model. A model that takes more than
+    a quarter of the machine's memory gets none and is multiplied by as it is.
+
+    Attributes:
+        copies: By the `id` of the variables.
     """
 
-    def __init__(self, model: keras.Model, transposed: bool = False) -> None:
-        self._variables = model.variables
-        self._turned = [transposed and variable.path.endswith("/kernel") for variable in self._variables]
-        self._copies: dict[int, tuple[Any, Any]] = {}
+    def __init__(self, model: keras.Model) -> None:
+        self.copies: dict[int, Any] = {}
+        self._variables = [variable for variable in model.variables if variable.path.endswith("/kernel")]
+        if 4 * sum(4 * int(np.prod(variable.shape)) for variable in self._variables) > _physical_memory():
+            self._variables = []
+        self._seen: Any = None
+        self._products: Callable[[], Any] | None = None
 
-    def read(self) -> list[Any]:
+    def refresh(self) -> None:
+        """Copy the kernels that have changed; without any change this takes as long as a fifth of a step."""
+        if not self._variables:
+            return
+        if keras.backend.backend() == "jax":
+            self._refresh_jax()
+        else:
+            self._refresh_tensorflow()
+
+    def _refresh_jax(self) -> None:
         values = [variable.value for variable in self._variables]
-        for i in (i for i, turned in enumerate(self._turned) if turned):
-            if i not in self._copies or self._copies[i][0] is not values[i]:
-                self._copies[i] = (values[i], values[i].T)
-            values[i] = self._copies[i][1]
-        return values
+        for i, (variable, value) in enumerate(zip(self._variables, values, strict=True)):
+            if self._seen is None or self._seen[i] is not value:  # an array never changes
+                self.copies[id(variable)] = value.T
+        self._seen = values
 
-    @contextlib.contextmanager
-    def in_use(self, values: list[Any]) -> Iterator[None]:
-        """Code inside sees `values`, as `read` gave them, in the variables' place."""
-        entries = list(zip(self._variables, values, self._turned, strict=True))
-        mapping = [(variable, value.T if turned else value) for variable, value, turned in entries]
-        kernels = {id(variable): value for variable, value, turned in entries if turned}
-        with keras.StatelessScope(state_mapping=mapping), transposed_kernels(kernels):
-            yield
+    def _refresh_tensorflow(self) -> None:
+        """A variable may change unseen, in a graph: a product of each kernel with one random vector tells."""
+        import tensorflow as tf
+
+        if self._products is None:
+            random = np.random.default_rng(0)
+            probes = [random.standard_normal(variable.shape[0], np.float32) for variable in self._variables]
+
+            @tf.function(autograph=False)
+            def products() -> Any:
+                pairs = zip(self._variables, probes, strict=True)
+                return tf.concat(
+                    [tf.linalg.matvec(tf.cast(v.value, tf.float32), p, transpose_a=True) for v, p in pairs], 0
+                )
+
+            self._products = products
+        seen = self._products()
+        if self._seen is not None and bool(tf.reduce_all(seen == self._seen)):
+            return
+        for variable in self._variables:
+            value = tf.transpose(variable.value)
+            if id(variable) in self.copies:
+                self.copies[id(variable)].assign(value)
+            else:
+                self.copies[id(variable)] = tf.Variable(value, trainable=False)
+        self._seen = seen
+
+
+def _physical_memory() -> float:
+    """Bytes; infinite where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
+
+
+def on_cpu() -> bool:
+    """Whether the backend computes on the CPU."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return bool(jax.default_backend() == "cpu")
+    import tensorflow as tf
+
+    return all(device.device_type == "CPU" for device in tf.config.list_logical_devices())

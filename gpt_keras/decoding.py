@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 
 from gpt_keras import sampling
-from gpt_keras.compilation import compile_function, compile_step, hold
+from gpt_keras.compilation import TransposedKernels, compile_function, compile_step, hold, on_cpu
 from gpt_keras.model import GPT
 
 Tensor = Any
@@ -33,7 +33,9 @@ class Decoder:
         self.model = model
         self._shapes: set[tuple[int, ...]] = set()
         self._prefill = compile_step(model, self._forward, xla=False)
-        self._steps = {one_row: compile_step(model, self._forward, one_row) for one_row in (False, True)}
+        self._kernels = TransposedKernels(model) if on_cpu() else None
+        self._following = False
+        self._step = compile_step(model, self._forward, self._kernels)
         self._take = compile_function(_take_rows)
 
     @property
@@ -66,6 +68,7 @@ class Decoder:
         positions = np.tile(np.arange(width, dtype=np.int32), (batch, 1))
         held = hold(self.model.make_cache(batch, slots))
         (logits, best), cache = self.step(token_ids, positions, lengths - 1, held)
+        self._following = False
         return Rows(self, logits, best, cache, lengths, len(prompts))
 
     def step(
@@ -78,9 +81,12 @@ class Decoder:
             and the new cache; the old one must not be used again.
         """
         self._shapes.add((*token_ids.shape, int(cache[0][0].shape[2])))
-        rows, width = token_ids.shape
-        step = self._prefill if width > 1 else self._steps[rows == 1]
-        return step(cache, token_ids, positions, select)
+        if token_ids.shape[1] > 1:
+            return self._prefill(cache, token_ids, positions, select)
+        if self._kernels is not None and not self._following:  # only now: the first token need not wait for it
+            self._kernels.refresh()
+            self._following = True
+        return self._step(cache, token_ids, positions, select)
 
     def _forward(self, cache: Any, token_ids: Tensor, positions: Tensor, select: Tensor) -> tuple[Any, Any]:
         logits, cache = self.model.step(token_ids, positions, cache=cache, select=select)
