@@ -162,7 +162,10 @@ def attention_probabilities(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
     scale = ops.cast(1.0 / math.sqrt(head_dim), query.dtype)
     # Query heads that share a key head become rows of one matrix product, so no key is ever repeated in memory.
     rows = ops.reshape(query * scale, (batch, key_value_heads, groups * length, head_dim))
-    scores = ops.matmul(rows, ops.transpose(key, (0, 1, 3, 2)))
+    if _few_rows.get() is None:
+        scores = ops.matmul(rows, ops.transpose(key, (0, 1, 3, 2)))
+    else:
+        scores = ops.transpose(_as_written(ops.matmul(key, ops.transpose(rows, (0, 1, 3, 2)))), (0, 1, 3, 2))
     return masked_softmax(ops.reshape(scores, (batch, heads, length, slots)), mask)
 
 
