@@ -283,6 +283,7 @@ class MaskedMultiHeadSelfAttention(_Part):
         positions: Tensor | None = None,
         attention_mask: Tensor | None = None,
         cache: Cache | None = None,
+        select: Tensor | None = None,
         training: bool = False,
     ) -> Any:
         """Attend over the tokens of `x`, and over the cache where one is given.
@@ -293,6 +294,7 @@ class MaskedMultiHeadSelfAttention(_Part):
             attention_mask: Boolean [batch or 1, length, length or slots], true where a query may look, in addition to
                 causality; for padding or document boundaries.
             cache: Keys and values of this layer, or `None` to attend only within `x`.
+            select: int32 [batch]; only this one token of each row attends, and the result's length is 1.
 
         Returns:
             [batch, length, hidden_dim]; with a cache, the pair of that and the cache with this call's entries.
@@ -302,7 +304,12 @@ class MaskedMultiHeadSelfAttention(_Part):
             key = kernels.write_cache(cache[0], key, positions)
             value = kernels.write_cache(cache[1], value, positions)
             cache = (key, value)
-        probabilities = self.probabilities(query, key, positions if cache is not None else None, attention_mask)
+        slots = positions if cache is not None else None
+        if select is not None:
+            query = kernels.pick(query, select, axis=2)
+            slots = select[:, None] if slots is None else kernels.pick(slots, select, axis=1)
+            attention_mask = None if attention_mask is None else kernels.pick(attention_mask, select, axis=1)
+        probabilities = self.probabilities(query, key, slots, attention_mask)
         gathered = kernels.weighted_values(self.dropout(probabilities, training=training), value)
         output = self.output_projection(self._merge_heads(gathered))
         return output if cache is None else (output, cache)
@@ -405,6 +412,7 @@ class DecoderBlock(_Part):
         positions: Tensor | None = None,
         attention_mask: Tensor | None = None,
         cache: Cache | None = None,
+        select: Tensor | None = None,
         training: bool = False,
     ) -> Any:
         """One block. Arguments and result as `MaskedMultiHeadSelfAttention.call`."""
@@ -414,10 +422,13 @@ class DecoderBlock(_Part):
             positions=positions,
             attention_mask=attention_mask,
             cache=cache,
+            select=select,
             training=training,
         )
         if cache is not None:
             attended, cache = attended
+        if select is not None:
+            x = kernels.pick(x, select, axis=1)
         x = x + self.dropout(attended, training=training)
         x = x if pre else self.attention_norm(x)
         transformed = self.feed_forward(self.feed_forward_norm(x) if pre else x)

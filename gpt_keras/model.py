@@ -80,10 +80,7 @@ class GPT(keras.Model):
         Returns:
             Logits [batch, length (1 with `select`), vocabulary_size], and the cache with this call's tokens in it.
         """
-        x, cache = self.hidden_states(token_ids, positions, mask, cache)
-        if select is not None:
-            chosen = ops.arange(ops.shape(x)[1], dtype="int32")[None] == ops.cast(select, "int32")[:, None]
-            x = ops.sum(ops.where(chosen[..., None], x, 0), axis=1, keepdims=True)
+        x, cache = self.hidden_states(token_ids, positions, mask, cache, select)
         return self.output_head(x), cache
 
     def hidden_states(
@@ -92,14 +89,24 @@ class GPT(keras.Model):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         cache: list[Cache] | None = None,
+        select: Tensor | None = None,
     ) -> tuple[Tensor, list[Cache] | None]:
-        """What the output head sees, [batch, length, hidden_dim], and the cache. Arguments as `step`."""
+        """What the output head sees, [batch, length (1 with `select`), hidden_dim], and the cache. Arguments as `step`.
+
+        With `select` the last block leaves out what nobody asks for: a sixteenth of the work of 12 layers.
+        """
         if cache is not None and positions is None:
             raise ValueError("a step with a cache needs the tokens' positions")
         x = self.embedding(token_ids, positions=positions)
         new_cache: list[Cache] = []
         for i, block in enumerate(self.blocks):
-            x = block(x, positions=positions, attention_mask=mask, cache=None if cache is None else cache[i])
+            x = block(
+                x,
+                positions=positions,
+                attention_mask=mask,
+                cache=None if cache is None else cache[i],
+                select=select if block is self.blocks[-1] else None,
+            )
             if cache is not None:
                 x, entry = x
                 new_cache.append(entry)

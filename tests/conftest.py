@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -16,6 +17,8 @@ from gpt_keras.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from gpt_keras.data.shards import Corpus
 
 TENSORFLOW = os.environ["KERAS_BACKEND"] == "tensorflow"
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell's `&` starts us, and the programs that we interrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 NAMES = ["parse", "read", "write", "split", "merge", "count", "sort", "find", "load", "close"]
 THINGS = ["line", "file", "token", "word", "tree", "node", "graph", "table", "row", "key"]

@@ -115,6 +115,21 @@ def test_cached_and_uncached_logits_agree(config):
         np.testing.assert_allclose(np.asarray(logits)[:, 0], whole[np.arange(3), places], atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("cached", [False, True])
+@OPTIONS
+def test_the_logits_of_one_token_are_those_of_the_whole_pass(config, cached, rows):
+    model, ids = build(config), random_ids((3, 12), 61)
+    positions, select = np.tile(np.arange(12, dtype=np.int32), (3, 1)), np.array([11, 4, 0], np.int32)
+    mask = np.random.default_rng(0).random((rows, 12, 12)) < 0.5
+    mask |= np.eye(12, dtype=bool)
+    whole, chosen = (
+        np.asarray(model.step(ids, positions, mask, model.make_cache(3, 12) if cached else None, select=which)[0])
+        for which in (None, select)
+    )
+    np.testing.assert_allclose(chosen[:, 0], whole[np.arange(3), select], atol=1e-5)
+
+
 def test_a_mask_hides_what_it_covers():
     model, ids = build(BASE), random_ids((1, 10), 61)
     mask = np.ones((1, 10, 10), bool)

@@ -205,6 +205,19 @@ def write_cache(buffer: Tensor, new: Tensor, positions: Tensor) -> Tensor:
     return ops.scatter_update(buffer, indices, entries)
 
 
+def pick(x: Tensor, index: Tensor, axis: int) -> Tensor:
+    """Row b's entry `index[b]` along `axis`, which stays with size 1: of `x` [batch or 1, ...], `index` int [batch]."""
+    if x.shape[axis] == 1:
+        return x
+    shape = [1] * len(x.shape)
+    shape[axis] = -1
+    chosen = ops.reshape(ops.arange(size(x, axis), dtype="int32"), shape)
+    chosen = chosen == ops.reshape(ops.cast(index, "int32"), (-1, *[1] * (len(x.shape) - 1)))
+    if keras.backend.standardize_dtype(x.dtype) == "bool":
+        return ops.any(ops.logical_and(chosen, x), axis=axis, keepdims=True)
+    return ops.cast(ops.sum(ops.where(chosen, x, ops.cast(0, x.dtype)), axis=axis, keepdims=True), x.dtype)
+
+
 def project_to_vocabulary(x: Tensor, table: Tensor) -> Tensor:
     """`x @ table^T`: logits [..., vocabulary] of `x` [..., hidden_dim] and `table` [vocabulary, hidden_dim]."""
     return ops.matmul(x, ops.transpose(table)) if _few_rows.get() is None else _rows_by_matrix(x, table)
