@@ -80,8 +80,8 @@ def parse(options_type: type, program: str, positional: Sequence[str], argv: Seq
 
 
 def _parser(options_type: type, program: str, positional: Sequence[str]) -> jsonargparse.ArgumentParser:
-    documentation = docstring_parser.parse(options_type.__doc__ or "")
-    help_texts = {param.arg_name: param.description or "" for param in documentation.params}
+    documentation = (docstring_parser.parse(kind.__doc__ or "") for kind in reversed(options_type.__mro__))
+    help_texts = {param.arg_name: param.description or "" for entry in documentation for param in entry.params}
     parser = jsonargparse.ArgumentParser(
         prog=program, description=sys.modules[options_type.__module__].__doc__, exit_on_error=False, allow_abbrev=False
     )
@@ -90,13 +90,15 @@ def _parser(options_type: type, program: str, positional: Sequence[str]) -> json
     for field in dataclasses.fields(options_type):
         flags = [field.name] if field.name in positional else [f"--{field.name.replace('_', '-')}"]
         kwargs: dict[str, Any] = {"type": hints[field.name], "help": help_texts[field.name].replace("%", "%%")}
+        if hints[field.name] == list[str]:  # several values behind one flag
+            kwargs |= {"type": str, "nargs": "+"}
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         if default is not dataclasses.MISSING:
             kwargs["default"] = default
             if field.name in positional:
-                kwargs["nargs"] = "?"
+                kwargs["nargs"] = "*" if "nargs" in kwargs else "?"
         elif field.name not in positional:
             kwargs["required"] = True
         if hints[field.name] is bool:

@@ -20,7 +20,7 @@ class TokenizerOptions:
 
     Args:
         action: What to do: train.
-        source: Text: a path, a glob, python-stdlib, tfds:NAME or hf:ORG/NAME.
+        source: Text: paths, globs, python-stdlib, tfds:NAME or hf:ORG/NAME.
         output: The file to write, `tokenizer.model` say.
         vocabulary_size: Number of pieces.
         validation: What to hold out, as in training: auto, a fraction, or tail:0.1.
@@ -28,7 +28,7 @@ class TokenizerOptions:
     """
 
     action: Literal["train"]
-    source: str
+    source: list[str]
     output: Path
     vocabulary_size: int = 8192
     validation: str = "auto"
@@ -36,11 +36,18 @@ class TokenizerOptions:
 
 
 def main(options: TokenizerOptions) -> None:
-    from gpt_keras.data.preparation import split_and_train_tokenizer
+    from rich.console import Console
+
+    from gpt_keras.data.preparation import PreparationOptions, split_and_train_tokenizer
+    from gpt_keras.progress import preparation_progress
 
     if options.vocabulary_size < 1:
         raise InputError(f"--vocabulary-size must be at least 1, not {options.vocabulary_size}")
-    tokenizer = split_and_train_tokenizer(options.source, options.vocabulary_size, options.validation, options.text_key)
+    if not options.source:
+        raise InputError("train on what? Give a source")
+    prepared = PreparationOptions(options.validation, options.text_key)
+    with preparation_progress(Console(stderr=True)) as report:
+        tokenizer = split_and_train_tokenizer(options.source, options.vocabulary_size, prepared, report)
     tokenizer.save(options.output)
     print(f"{tokenizer.vocabulary_size} pieces, written to {options.output}")
 

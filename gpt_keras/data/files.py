@@ -52,12 +52,8 @@ def _replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         _sync(partial)
-        if path.is_dir():  # os.replace cannot put one folder over another
-            old = partial.with_name(partial.name + _OLD)
-            os.replace(path, old)
-        os.replace(partial, path)
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
+        old = partial.with_name(partial.name + _OLD)
+        put_in_place(partial, path, old)
     except InputError:
         raise
     except Exception as error:
@@ -74,6 +70,14 @@ def _replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
+
+
+def put_in_place(partial: Path, path: Path, old: Path) -> None:
+    """Rename a file or folder to `path`; a folder that is there goes to `old` first and is then removed."""
+    if path.is_dir():  # os.replace cannot put one folder over another
+        os.replace(path, old)
+    os.replace(partial, path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def sweep(folder: str | Path) -> None:

@@ -1,103 +1,715 @@
-"""Documents to a prepared corpus: split, train a tokenizer where none is given, tokenize, write shards."""
+"""Documents to a prepared corpus: read and clean, find duplicates, hold out, tokenize, write shards.
+
+The text is read twice. The first pass (`scan`) notes of every document what decides its fate; the decisions are then
+made on disk; the second pass (`encode`) tokenizes what is left. Both passes share their work over processes and write
+results in the order of the text, with a note of how far they are, so that a preparation that is killed goes on from
+there and gives the same bytes, as does one with another number of workers.
+
+    OUTPUT.preparing/   plan.json  scan.json  documents  bands  signatures  split.json  decisions  encode.json  corpus/
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import fcntl
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any
 
+import numpy as np
+
+from gpt_keras.data.cleaning import Cleaner, CleaningOptions
+from gpt_keras.data.duplicates import BANDS, MARGIN, ROWS, Sorter, features, pairs_in_groups
 from gpt_keras.data.errors import InputError
-from gpt_keras.data.files import sweep, whole_folder
+from gpt_keras.data.fast_encoding import FastEncoder
+from gpt_keras.data.files import put_in_place, sweep, whole_file
 from gpt_keras.data.sentencepiece_tokenizer import SentencePieceTokenizer, train_tokenizer
 from gpt_keras.data.shards import FORMAT, SPLITS, Corpus, ShardWriter
-from gpt_keras.data.sources import Document, open_source
-from gpt_keras.data.split import Split, plan_split
+from gpt_keras.data.sources import Block, Document, Source, open_source, read_part
+from gpt_keras.data.split import Split, line_before, parse_rule, plan_split
 from gpt_keras.data.tokenizer import Tokenizer
+from gpt_keras.data.workers import map_in_order
 
-Report = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all) while text is tokenized."""
+SUFFIX = ".preparing"
+NOTE_SECONDS = 2.0
+EXAMPLES = 3
+EXAMPLE_CHARACTERS = 200
+LENGTH_BINS = 32
+REASONS = (
+    "empty",
+    "min_characters",
+    "max_characters",
+    "language_filter",
+    "exact_duplicate",
+    "near_duplicate",
+)
+"""Why documents are dropped."""
 
-_BATCH_DOCUMENTS = 64
-_Item = TypeVar("_Item")
+_TRAIN, _VALIDATION, _CUT, _DROPPED = 0, 1, 2, 16
+_DOCUMENT = np.dtype([("digest", "<u8", 2), ("size", "<u4"), ("reason", "u1")])
 
 
-def split_and_train_tokenizer(
-    source: str, vocabulary_size: int, validation: str = "auto", text_key: str = "text"
-) -> SentencePieceTokenizer:
-    """A tokenizer that has seen the training part of `source` and nothing of the held-out part."""
-    documents = open_source(source, text_key)
-    split = plan_split(documents(), validation)
-    return train_tokenizer((d.text for held_out, d in split.divide(documents()) if not held_out), vocabulary_size)
+@dataclass(frozen=True)
+class Progress:
+    """How far a preparation is.
+
+    Attributes:
+        stage: `reading`, `deciding` or `tokenizing`.
+        documents: Documents done in this stage.
+        bytes: Bytes of text done in this stage.
+        total_bytes: Of how many, where that is known.
+    """
+
+    stage: str
+    documents: int
+    bytes: int
+    total_bytes: int | None
+
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class PreparationOptions:
+    """What shapes a prepared corpus, apart from its text and tokenizer.
+
+    Attributes:
+        validation: What to hold out (`gpt_keras.data.split`).
+        text_key: Field of records that holds the text.
+        cleaning: What is done to the text.
+        workers: Processes; the processor's number by default. Does not change the result.
+    """
+
+    validation: str = "auto"
+    text_key: str = "text"
+    cleaning: CleaningOptions = field(default_factory=CleaningOptions)
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        parse_rule(self.validation)
+        if self.workers is not None and not 1 <= self.workers <= 1024:
+            raise InputError(f"--workers must be from 1 to 1024, not {self.workers}")
 
 
 def prepare(
-    source: str,
+    sources: str | Sequence[str],
     tokenizer: Tokenizer,
     output: str | Path,
-    validation: str = "auto",
-    text_key: str = "text",
-    report: Report = lambda done, total: None,
+    options: PreparationOptions = PreparationOptions(),
+    report: Report = lambda progress: None,
+    restart: bool = False,
 ) -> Corpus:
-    """Tokenize `source` into the folder `output`, which appears whole or not at all.
+    """Tokenize `sources` into the folder `output`, which appears whole or not at all.
+
+    Until then work is kept in `OUTPUT.preparing`, from where the same call goes on.
 
     Args:
-        source: As `open_source` takes it.
+        sources: As `open_source` takes them, each also as SOURCE=WEIGHT.
         tokenizer: Must be the one that training will use.
         output: The corpus folder; an old one is replaced.
-        validation: What to hold out (`gpt_keras.data.split`).
-        text_key: Field of JSON records that holds the text.
-        report: Called as bytes are done.
+        options: What to do with the text.
+        report: Called as work is done.
+        restart: Forget what an earlier, other preparation for `output` had done.
 
     Raises:
-        InputError: The source cannot be read, is empty, or the disk is full.
+        InputError: A source cannot be read, is empty, or has changed; the disk is full; `output` is being prepared by
+            another process, or was begun with other options.
     """
     if tokenizer.begin_id is None or tokenizer.end_id is None:
         raise InputError("the tokenizer has no begin or no end token, which mark where documents begin and end")
     output = Path(output)
-    documents = open_source(source, text_key)
-    split = plan_split(documents(), validation)
-    if output.parent.is_dir():
-        sweep(output.parent)
-    with whole_folder(output) as folder:
-        manifest = _write(folder, source, documents(), split, tokenizer, report)
-        (folder / "corpus.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+    with _Preparation(sources, options, output.with_name(output.name + SUFFIX), report, restart) as preparation:
+        preparation.scan()
+        preparation.decide()
+        preparation.encode(tokenizer, output)
     return Corpus(output)
 
 
-def _write(
-    folder: Path, source: str, documents: Iterable[Document], split: Split, tokenizer: Tokenizer, report: Report
-) -> dict[str, Any]:
-    for name, content in tokenizer.files.items():
-        (folder / name).write_bytes(content)
-    writers = {name: ShardWriter(folder, name, tokenizer) for name in SPLITS}
-    done = 0
-    with open(folder / "validation.jsonl", "w", encoding="utf-8", newline="\n") as held_out_text:
-        for batch in _batches(split.divide(documents), _BATCH_DOCUMENTS):
-            ids = tokenizer.encode_batch([document.text for _, document in batch], os.cpu_count() or 1)
-            for (held_out, document), tokens in zip(batch, ids, strict=True):
-                writers["validation" if held_out else "train"].add(document, tokens)
-                done += len(document.text.encode())
-                if held_out:
-                    record = {"name": document.name, "text": document.text}
-                    held_out_text.write(json.dumps(record, ensure_ascii=False) + "\n")
-            report(done, split.total_bytes)
-    for name, writer in writers.items():
-        if writer.documents == 0:
-            raise InputError(f"{source}: nothing is left for {name}; change what is held out with --validation")
-    return {
-        "format": FORMAT,
-        "source": source,
-        "validation": split.rule,
-        "tokenizer": tokenizer.fingerprint,
-        "vocabulary_size": tokenizer.vocabulary_size,
-        "splits": {name: writer.finish() for name, writer in writers.items()},
-    }
+def split_and_train_tokenizer(
+    sources: str | Sequence[str],
+    vocabulary_size: int,
+    options: PreparationOptions = PreparationOptions(),
+    report: Report = lambda progress: None,
+) -> SentencePieceTokenizer:
+    """A tokenizer that has seen the training part of `sources` and nothing of the held-out part."""
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder) / "work"
+        with _Preparation(sources, options, work, report, False) as preparation:
+            preparation.scan()
+            preparation.decide()
+            return train_tokenizer(preparation.texts("train"), vocabulary_size)
 
 
-def _batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
+def parse_weight(source: str) -> tuple[str, float | None]:
+    """`SOURCE=WEIGHT` in two; a source without weight as it is.
+
+    Raises:
+        InputError: The weight is not a number above 0.
+    """
+    name, sign, number = source.rpartition("=")
+    if not sign or Path(source).exists():
+        return source, None
+    try:
+        weight = float(number)
+    except ValueError:
+        return source, None
+    if not 0 < weight < float("inf"):
+        raise InputError(f"{source}: the weight must be a number above 0")
+    return name, weight
+
+
+class _Preparation:
+    """The stages, in a folder of their own."""
+
+    def __init__(
+        self, sources: str | Sequence[str], options: PreparationOptions, folder: Path, report: Report, restart: bool
+    ) -> None:
+        given = [parse_weight(source) for source in ([sources] if isinstance(sources, str) else sources)]
+        if len({weight is None for _, weight in given}) > 1:
+            raise InputError("give every source a weight, as SOURCE=WEIGHT, or none")
+        self.names, self.weights = [name for name, _ in given], [weight for _, weight in given]
+        self.options, self.folder, self._report = options, folder, report
+        self._sources: list[Source] = [open_source(name, options.text_key) for name in self.names]
+        self._restart = restart
+        self._workers = options.workers or os.cpu_count() or 1
+
+    def __enter__(self) -> _Preparation:
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        sweep(self.folder.parent)
+        fresh = not self.folder.exists()
+        self.folder.mkdir(exist_ok=True)
+        self._lock = open(self.folder / "lock", "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise InputError(f"{self.folder}: another process is preparing this corpus") from error
+        try:
+            self._adopt_plan(fresh)
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+        try:
+            if error is not None and shutil.disk_usage(self.folder.parent).free < 1 << 20:
+                raise InputError(
+                    f"no space left on the disk while writing {self.folder}: free some; the same command then goes on"
+                ) from error
+            if isinstance(error, InputError) and _read_json(self.folder / "scan.json") is None:
+                shutil.rmtree(self.folder, ignore_errors=True)  # nothing was done that is worth keeping
+        finally:
+            self._lock.close()
+
+    def _adopt_plan(self, fresh: bool) -> None:
+        """Note what is to be done, or see that what was begun is the same."""
+        cleaning = dataclasses.asdict(self.options.cleaning)
+        plan = {
+            "sources": [[s.name, weight, s.state()] for s, weight in zip(self._sources, self.weights, strict=True)],
+            "validation": self.options.validation,
+            "text_key": self.options.text_key,
+            **cleaning,
+        }
+        plan = json.loads(json.dumps(plan))
+        begun = None if fresh else _read_json(self.folder / "plan.json")
+        if begun == plan:
+            return
+        if begun is not None and not self._restart and _read_json(self.folder / "scan.json") is not None:
+            changed = next((name for name in plan if begun.get(name) != plan[name]), "options")
+            what = "the sources have changed" if changed == "sources" else f"it had another --{changed}"
+            raise InputError(
+                f"{self.folder} holds an unfinished preparation that is not this one ({what.replace('_', '-')}): "
+                "give the same to go on, or --restart to begin again"
+            )
+        for path in self.folder.iterdir():
+            if path.name != "lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        _write_json(self.folder / "plan.json", plan)
+
+    # === Reading ===
+
+    def scan(self) -> None:
+        """Note digest, size, signature and reason to drop of every document."""
+        note = _read_json(self.folder / "scan.json")
+        note = note or {"blocks": 0, "documents": 0, "bytes": 0, "counts": {}, "examples": {}, "done": False}
+        if note["done"]:
+            return
+        totals = [source.total_bytes for source in self._sources]
+        packed = any(file.suffix in (".gz", ".zst", ".parquet") for s in self._sources for file in s.files)
+        total = None if packed or None in totals else sum(size for size in totals if size is not None)
+        counts, examples = Counter(note["counts"]), note["examples"]
+        with contextlib.ExitStack() as stack:
+            files = [
+                stack.enter_context(_open_at(self.folder / name, count))
+                for name, count in (
+                    ("documents", note["documents"] * _DOCUMENT.itemsize),
+                    ("bands", note["documents"] * BANDS * 8),
+                    ("signatures", note["documents"] * BANDS * ROWS),
+                    ("blocks", note["blocks"] * 8),
+                )
+            ]
+            noted = time.monotonic()
+            work = _ScanBlock(self.options.text_key, self.options.cleaning)
+            blocks = ((block, size) for _, block, size in self._blocks(note["blocks"]))
+            with contextlib.closing(map_in_order(work, blocks, self._workers)) as results:
+                for size, rows, changed, shown in results:
+                    for file, part in zip(files, (*rows, np.array([len(rows[0])], "<u8")), strict=True):
+                        file.write(part.tobytes())
+                    counts.update(changed)
+                    for reason, texts in shown.items():
+                        examples[reason] = [*examples.get(reason, []), *texts][:EXAMPLES]
+                    note["blocks"] += 1
+                    note["documents"] += len(rows[0])
+                    note["bytes"] += size
+                    self._report(Progress("reading", note["documents"], note["bytes"], total))
+                    if time.monotonic() - noted > NOTE_SECONDS:
+                        _sync(files)
+                        _write_json(self.folder / "scan.json", {**note, "counts": dict(counts)})
+                        noted = time.monotonic()
+            _sync(files)
+        note |= {"counts": dict(sorted(counts.items())), "done": True}
+        _write_json(self.folder / "scan.json", note)
+
+    def _blocks(self, first: int = 0) -> Iterator[tuple[int, Block, int]]:
+        """The blocks from number `first` on: source, parts, bytes."""
+        everything = ((number, block) for number, source in enumerate(self._sources) for block in source.blocks())
+        for number, block in itertools.islice(everything, first, None):
+            yield number, block, sum(part.size for part in block)
+
+    # === Deciding ===
+
+    def decide(self) -> None:
+        """Find duplicates, hold out, and write each document's fate to `decisions`."""
+        if _read_json(self.folder / "split.json") is not None:
+            return
+        documents = self._map("documents", _DOCUMENT)
+        count = len(documents)
+        if count == 0:
+            raise InputError(f"{', '.join(self.names)}: the corpus is empty: no document with any text in it")
+        self._report(Progress("deciding", 0, 0, None))
+        mode = self.options.cleaning.deduplicate
+        fate = np.memmap(self.folder / "decisions.part", np.uint8, "w+", shape=(count,))
+        alone = np.memmap(self.folder / "alone", np.bool_, "w+", shape=(count,))
+        for chunk in _chunks(count):
+            reasons = documents["reason"][chunk]
+            fate[chunk] = np.where(reasons > 0, _DROPPED + reasons, _TRAIN)
+            alone[chunk] = True
+        shown: dict[str, list[list[int]]] = {}
+        # Documents that equal an earlier one are compared with others through that one.
+        copies = np.memmap(self.folder / "copy", np.bool_, "w+", shape=(count,))
+        equal = (self.folder / "equal").open("w+b")
+        for pairs in self._equal_pairs(documents, fate):
+            copies[pairs[:, 0]] = True
+            if mode == "none":
+                equal.write(pairs.tobytes())
+            else:
+                fate[pairs[:, 0]] = _DROPPED + 1 + REASONS.index("exact_duplicate")
+                shown["exact_duplicate"] = _first_pairs(shown.get("exact_duplicate", []), pairs)
+        for pairs, alike in self._near_pairs(documents, fate, copies):
+            if mode == "near":
+                drop = pairs[alike >= self.options.cleaning.similarity]
+                fate[drop[:, 0]] = _DROPPED + 1 + REASONS.index("near_duplicate")
+                shown["near_duplicate"] = _first_pairs(shown.get("near_duplicate", []), drop)
+                pairs = pairs[alike < self.options.cleaning.similarity]
+            alone[pairs.ravel()] = False
+        equal.seek(0)
+        while len(pairs := np.fromfile(equal, np.int64, 1 << 20).reshape(-1, 2)):
+            alone[pairs[:, 0]] = alone[pairs[:, 1]]
+        equal.close()
+        digests, sizes = documents["digest"][:, 0], documents["size"]
+        split = plan_split(digests, sizes, _Compared(fate, _TRAIN), alone, self.options.validation)
+        totals: Counter[str] = Counter()
+        dropped_bytes: Counter[str] = Counter()
+        for chunk in _chunks(count):
+            held = split.held_out(chunk.start, digests[chunk]) & alone[chunk] & (fate[chunk] == _TRAIN)
+            fate[chunk] = np.where(held, _VALIDATION, fate[chunk])
+            for number, reason in enumerate(REASONS, _DROPPED + 1):
+                here = fate[chunk] == number
+                if here.any():
+                    totals[reason] += int(here.sum())
+                    dropped_bytes[reason] += int(sizes[chunk][here].sum(dtype=np.int64))
+        if split.tail_document is not None:
+            fate[split.tail_document] = _CUT if split.tail_byte > 0 else _VALIDATION
+        fate.flush()
+        os.replace(self.folder / "decisions.part", self.folder / "decisions")
+        for name in ("alone", "copy", "equal", "bands", "signatures"):
+            (self.folder / name).unlink()
+        record = {
+            "split": dataclasses.asdict(split),
+            "dropped": {r: {"documents": totals[r], "bytes": dropped_bytes[r]} for r in REASONS if totals[r]},
+            "pairs": shown,
+            "bytes": int(sum(int(sizes[chunk].sum(dtype=np.int64)) for chunk in _chunks(count))),
+        }
+        _write_json(self.folder / "split.json", record)
+
+    def _equal_pairs(self, documents: np.ndarray, fate: np.ndarray) -> Iterator[np.ndarray]:
+        """(document, the first one with the same text), some at a time."""
+        sorter = Sorter(self.folder, len(documents))
+        for chunk in _chunks(len(documents)):
+            numbers = np.arange(chunk.start, chunk.stop)[fate[chunk] == _TRAIN]
+            sorter.add(documents["digest"][numbers, 0], numbers)
+        for _, numbers in sorter.groups():
+            digests = documents["digest"][numbers]
+            order = np.lexsort((numbers, digests[:, 1], digests[:, 0]))
+            digests, numbers = digests[order], numbers[order]
+            first = np.append(True, (digests[1:] != digests[:-1]).any(axis=1))[: len(numbers)]
+            lead = np.maximum.accumulate(np.where(first, np.arange(len(numbers)), 0))
+            yield np.stack([numbers[~first], numbers[lead[~first]]], axis=1)
+
+    def _near_pairs(
+        self, documents: np.ndarray, fate: np.ndarray, copies: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(document, an earlier one that it is nearly equal to) and how similar they are, band by band."""
+        bands = self._map("bands", np.dtype(np.uint64), BANDS)
+        signatures = self._map("signatures", np.dtype(np.uint8), BANDS * ROWS)
+        limit = self.options.cleaning.similarity
+        for band in range(BANDS):
+            sorter = Sorter(self.folder, len(documents))
+            for chunk in _chunks(len(documents)):
+                numbers = np.arange(chunk.start, chunk.stop)[(documents["reason"][chunk] == 0) & ~copies[chunk]]
+                sorter.add(bands[numbers, band], numbers)
+            for keys, numbers in sorter.groups():
+                yield pairs_in_groups(keys, numbers, signatures, limit, limit - MARGIN)
+            self._report(Progress("deciding", len(documents) * (band + 1) // BANDS, 0, None))
+
+    # === Tokenizing ===
+
+    def texts(self, side: str) -> Iterator[str]:
+        """The texts of one side, in order."""
+        work = _EncodeBlock(self.options.text_key, self.options.cleaning, None)
+        for item in self._decided(0):
+            for kept, document in work.sides(item):
+                if kept == side:
+                    yield document.text
+
+    def _decided(self, first: int, shown: dict[int, str] | None = None) -> Iterator[_Work]:
+        """The blocks from number `first` on with the fates of their documents."""
+        split = Split(**_must_read(self.folder / "split.json")["split"])
+        counts = self._map("blocks", np.dtype("<u8"))
+        fates = np.memmap(self.folder / "decisions", np.uint8, "r")
+        start = int(counts[:first].sum())
+        interesting = np.array(sorted(shown or {}), np.int64)
+        for number, (source, block, size) in enumerate(self._blocks(first), first):
+            if number >= len(counts):
+                raise InputError(f"{self.names[source]}: has changed since it was first read; prepare it again")
+            count = int(counts[number])
+            here = interesting[(interesting >= start) & (interesting < start + count)] - start
+            cut = (split.tail_document or 0) - start
+            tail = (cut, split.tail_byte) if split.tail_document is not None and 0 <= cut < count else None
+            fate = np.array(fates[start : start + count])
+            yield _Work(source, block, size, start, fate, tail, here.tolist())
+            start += count
+
+    def encode(self, tokenizer: Tokenizer, output: Path) -> None:
+        """Tokenize what is kept, write shards and manifest, and put the corpus in its place."""
+        record = _must_read(self.folder / "split.json")
+        note = _read_json(self.folder / "encode.json")
+        if note is not None and note["tokenizer"] != tokenizer.fingerprint:
+            if not self._restart:
+                raise InputError(
+                    f"{self.folder} holds an unfinished preparation with another tokenizer: give the same to go on, or "
+                    "--restart to begin again"
+                )
+            note = None
+        folder = self.folder / "corpus"
+        if note is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            empty = {"documents": 0, "tokens": 0, "bytes": 0, "lengths": [0] * LENGTH_BINS}
+            note = {"tokenizer": tokenizer.fingerprint, "blocks": 0, "documents": 0, "held_out_bytes": 0}
+            note |= {"writers": dict.fromkeys(SPLITS), "names": {}, "largest_id": 0}
+            note |= {"totals": {split: dict(empty) for split in SPLITS}}
+        folder.mkdir(exist_ok=True)
+        dtype = np.dtype(np.uint16 if tokenizer.vocabulary_size <= 1 << 16 else np.uint32)
+        writers = {split: ShardWriter(folder, split, dtype, note["writers"][split]) for split in SPLITS}
+        wanted = {number: "" for pairs in record["pairs"].values() for pair in pairs for number in pair}
+        done = sum(note["totals"][split]["bytes"] for split in SPLITS)
+        with _open_at(folder / "validation.jsonl", note["held_out_bytes"]) as held_out_text:
+
+            def take_note() -> None:
+                _sync([held_out_text])
+                note["held_out_bytes"] = held_out_text.tell()
+                note["writers"] = {split: writer.state() for split, writer in writers.items()}
+                _write_json(self.folder / "encode.json", note)
+
+            noted = time.monotonic()
+            work = _EncodeBlock(self.options.text_key, self.options.cleaning, _TokenizerFiles.of(tokenizer))
+            items = self._decided(note["blocks"], wanted)
+            with contextlib.closing(map_in_order(work, items, self._workers)) as results:
+                for result in results:
+                    for split in SPLITS:
+                        side = result.sides[split]
+                        writers[split].add(side.tokens, result.source)
+                        total = note["totals"][split]
+                        for name in ("documents", "tokens", "bytes"):
+                            total[name] += getattr(side, name) if name != "tokens" else len(side.tokens)
+                        total["lengths"] = [int(a + b) for a, b in zip(total["lengths"], side.lengths, strict=True)]
+                        if len(side.tokens):
+                            note["largest_id"] = max(note["largest_id"], int(side.tokens.max()))
+                    held_out_text.write(result.held_out)
+                    note["names"] |= result.names
+                    note["blocks"] += 1
+                    note["documents"] += result.documents
+                    done += sum(result.sides[split].bytes for split in SPLITS)
+                    self._report(Progress("tokenizing", note["documents"], done, record["bytes"]))
+                    if time.monotonic() - noted > NOTE_SECONDS:
+                        take_note()
+                        noted = time.monotonic()
+            if note["blocks"] != len(self._map("blocks", np.dtype("<u8"))):
+                raise InputError(f"{', '.join(self.names)}: has changed since it was first read; prepare it again")
+            take_note()
+        for split in SPLITS:
+            if note["totals"][split]["documents"] == 0:
+                raise InputError(
+                    f"{', '.join(self.names)}: nothing is left for {split}; change what is held out with --validation"
+                )
+        for name, content in tokenizer.files.items():
+            (folder / name).write_bytes(content)
+        shards = {split: writer.finish() for split, writer in writers.items()}
+        manifest = {
+            "format": FORMAT,
+            "sources": [{"source": n, "weight": w} for n, w in zip(self.names, self.weights, strict=True)],
+            "validation": record["split"]["rule"],
+            "tokenizer": tokenizer.fingerprint,
+            "vocabulary_size": tokenizer.vocabulary_size,
+            "begin_id": tokenizer.begin_id,
+            "end_id": tokenizer.end_id,
+            "largest_id": note["largest_id"],
+            "dtype": dtype.name,
+            "cleaning": {
+                "options": dataclasses.asdict(self.options.cleaning),
+                "changed": _must_read(self.folder / "scan.json")["counts"],
+                "dropped": record["dropped"],
+                "examples": self._examples(record["pairs"], note["names"]),
+            },
+            "splits": {split: {**note["totals"][split], "shards": shards[split]} for split in SPLITS},
+        }
+        (folder / "corpus.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        for path in folder.iterdir():
+            with open(path, "rb") as stream:
+                os.fsync(stream.fileno())
+        put_in_place(folder, output, self.folder / "replaced")
+        shutil.rmtree(self.folder)
+
+    def _examples(self, pairs: dict[str, list[list[int]]], names: dict[str, list[str]]) -> dict[str, Any]:
+        """For each reason the first few documents that it dropped."""
+        examples: dict[str, Any] = dict(_must_read(self.folder / "scan.json")["examples"])
+        for reason, found in pairs.items():
+            examples[reason] = []
+            for number, earlier in found[:EXAMPLES]:
+                name, text = names[str(number)]
+                examples[reason].append({"name": name, "text": text, "like": names[str(earlier)][0]})
+        return examples
+
+    def _map(self, name: str, dtype: np.dtype, columns: int | None = None) -> np.ndarray:
+        path = self.folder / name
+        if path.stat().st_size == 0:
+            return np.zeros(0 if columns is None else (0, columns), dtype)
+        flat = np.memmap(path, dtype, "r")
+        return flat if columns is None else flat.reshape(-1, columns)
+
+
+@dataclass
+class _Work:
+    """A block, and what becomes of its documents."""
+
+    source: int
+    block: Block
+    size: int
+    first: int
+    fates: np.ndarray
+    tail: tuple[int, int] | None
+    shown: list[int]
+
+
+@dataclass
+class _Side:
+    """What a block gives to one split."""
+
+    tokens: np.ndarray
+    documents: int
+    bytes: int
+    lengths: np.ndarray
+
+
+@dataclass
+class _Encoded:
+    source: int
+    documents: int
+    sides: dict[str, _Side]
+    held_out: bytes
+    names: dict[str, list[str]]
+
+
+class _ScanBlock:
+    """The first pass over a block, in any process."""
+
+    def __init__(self, text_key: str, cleaning: CleaningOptions) -> None:
+        self._text_key, self._cleaning = text_key, cleaning
+
+    def __call__(self, item: tuple[Block, int]) -> tuple[int, tuple[np.ndarray, ...], Counter[str], dict[str, list]]:
+        block, size = item
+        cleaner = Cleaner(self._cleaning)
+        texts, reasons = [], []
+        shown: dict[str, list[dict[str, str]]] = {}
+        for document in _documents(block, self._text_key, self._cleaning):
+            text, reason = cleaner.clean(document.text)
+            texts.append(text)
+            reasons.append(0 if reason is None else 1 + REASONS.index(reason))
+            if reason is not None and len(shown.setdefault(reason, [])) < EXAMPLES:
+                shown[reason].append({"name": document.name, "text": text[:EXAMPLE_CHARACTERS]})
+        records = np.zeros(len(texts), _DOCUMENT)
+        if not texts:
+            return size, (records, np.zeros(0), np.zeros(0)), cleaner.counts, shown
+        found = features(texts)
+        records["digest"], records["reason"] = found.digests, reasons
+        records["size"] = [len(text.encode()) for text in texts]
+        return size, (records, found.bands, found.signatures), cleaner.counts, shown
+
+
+class _EncodeBlock:
+    """The second pass over a block, in any process."""
+
+    def __init__(self, text_key: str, cleaning: CleaningOptions, tokenizer: _TokenizerFiles | None) -> None:
+        self._text_key, self._cleaning, self._tokenizer = text_key, cleaning, tokenizer
+        self._encoder: FastEncoder | None = None
+
+    def __call__(self, work: _Work) -> _Encoded:
+        assert self._tokenizer is not None
+        self._encoder = self._encoder or FastEncoder(self._tokenizer.load())
+        documents: dict[str, list[Document]] = {split: [] for split in SPLITS}
+        names: dict[str, list[str]] = {}
+        for side, document in self.sides(work, names):
+            documents[side].append(document)
+        lines = (
+            json.dumps({"name": document.name, "text": document.text}, ensure_ascii=False) + "\n"
+            for document in documents["validation"]
+        )
+        sides = {split: self._encode([document.text for document in documents[split]]) for split in SPLITS}
+        return _Encoded(work.source, len(work.fates), sides, "".join(lines).encode(), names)
+
+    def sides(self, work: _Work, names: dict[str, list[str]] | None = None) -> Iterator[tuple[str, Document]]:
+        """The documents that are kept, cleaned, each with its split."""
+        cleaner = Cleaner(self._cleaning)
+        documents = list(_documents(work.block, self._text_key, self._cleaning))
+        if len(documents) != len(work.fates):
+            raise InputError(f"{work.block[0].name}: has changed since it was first read; prepare it again")
+        for number in work.shown:
+            text, _ = cleaner.clean(documents[number].text)
+            if names is not None:
+                names[str(work.first + number)] = [documents[number].name, text[:EXAMPLE_CHARACTERS]]
+        for number, (document, fate) in enumerate(zip(documents, work.fates.tolist(), strict=True)):
+            if fate >= _DROPPED:
+                continue
+            document = Document(document.name, cleaner.clean(document.text)[0])
+            if fate == _CUT:
+                assert work.tail is not None and work.tail[0] == number
+                raw = document.text.encode()
+                cut = line_before(raw, work.tail[1])
+                if cut > 0:
+                    yield "train", Document(document.name, raw[:cut].decode())
+                yield "validation", Document(document.name + "#tail", raw[cut:].decode())
+            else:
+                yield "validation" if fate == _VALIDATION else "train", document
+
+    def _encode(self, texts: list[str]) -> _Side:
+        assert self._encoder is not None and self._tokenizer is not None
+        ids, ends = self._encoder.encode(texts)
+        lengths = np.diff(ends, prepend=0) + 2
+        stops = np.cumsum(lengths)
+        tokens = np.empty(len(ids) + 2 * len(texts), np.uint32)
+        text = np.ones(len(tokens), bool)
+        text[stops - lengths] = text[stops - 1] = False
+        tokens[stops - lengths], tokens[stops - 1] = self._tokenizer.begin_id, self._tokenizer.end_id
+        tokens[text] = ids
+        bins = np.bincount(np.log2(lengths).astype(int), minlength=LENGTH_BINS) if texts else np.zeros(LENGTH_BINS, int)
+        return _Side(tokens, len(texts), sum(len(text.encode()) for text in texts), bins)
+
+
+@dataclass(frozen=True)
+class _TokenizerFiles:
+    """A tokenizer on its way to another process."""
+
+    files: dict[str, bytes]
+    begin_id: int
+    end_id: int
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> _TokenizerFiles:
+        assert tokenizer.begin_id is not None and tokenizer.end_id is not None
+        return cls(dict(tokenizer.files), tokenizer.begin_id, tokenizer.end_id)
+
+    def load(self) -> Tokenizer:
+        tokenizer = Tokenizer.from_files(self.files, "the tokenizer")
+        assert tokenizer is not None
+        return tokenizer
+
+
+class _Compared:
+    """`array == value`, a slice at a time."""
+
+    def __init__(self, array: np.ndarray, value: int) -> None:
+        self._array, self._value = array, value
+
+    def __getitem__(self, where: slice) -> np.ndarray:
+        return self._array[where] == self._value
+
+
+def _documents(block: Block, text_key: str, cleaning: CleaningOptions) -> Iterator[Document]:
+    return (document for part in block for document in read_part(part, text_key, cleaning.normalize))
+
+
+def _first_pairs(held: list[list[int]], pairs: np.ndarray) -> list[list[int]]:
+    """The first few documents of `held` and `pairs`, each with the first one that it is like."""
+    best: dict[int, int] = {}
+    first = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))][: 100 * EXAMPLES]
+    for document, earlier in [*held, *first.tolist()]:
+        best[document] = min(earlier, best.get(document, earlier))
+    return [list(pair) for pair in sorted(best.items())[:EXAMPLES]]
+
+
+def _chunks(count: int) -> Iterable[slice]:
+    return (slice(start, min(start + (1 << 20), count)) for start in range(0, count, 1 << 20))
+
+
+def _open_at(path: Path, size: int) -> IO[bytes]:
+    """Open a file to append at `size`; what is behind was written by a process that was killed."""
+    stream: IO[bytes] = path.open("r+b" if path.exists() else "w+b")
+    stream.truncate(size)
+    stream.seek(size)
+    return stream
+
+
+def _sync(files: Iterable[IO[bytes]]) -> None:
+    for file in files:
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _must_read(path: Path) -> dict[str, Any]:
+    value = _read_json(path)
+    if value is None:
+        raise InputError(f"{path}: damaged; give --restart to begin again")
+    return value
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(value), "utf-8")

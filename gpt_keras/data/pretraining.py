@@ -1,4 +1,4 @@
-"""Training batches out of a prepared corpus: batch number n is a pure function of (corpus, seed, n).
+"""Training batches out of prepared corpora: batch number n is a pure function of (corpora, seed, n).
 
 Windows of `context_length` tokens are drawn in an order that a keyed permutation (a Feistel network over the window
 numbers) gives for every epoch. So there is no iterator state: a run resumes at step n by asking for batch n, at no
@@ -7,8 +7,9 @@ cost, and a host of many takes every k-th row of the same sequence.
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,104 +18,245 @@ import numpy as np
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.shards import Corpus, TokenStream
 
+_ORDERED_AT_ONCE = 1024
+_SHARE_BITS = 20
+
 
 @dataclass(frozen=True)
 class Batches:
     """The endless sequence of training batches of one run.
 
-    Each epoch visits every window once. Windows tile the split from an offset that changes with the epoch, so later
-    epochs see other cuts of the same text.
+    Each epoch of a stream visits every window of it once. Windows tile the stream from an offset that changes with the
+    epoch, so later epochs see other cuts of the same text.
 
     Args:
-        stream: The training split.
+        streams: The training split, or several to mix by `weights`, each of which has epochs of its own.
         context_length: Tokens of a window.
         batch_size: Windows of a batch, over all hosts.
         seed: Another seed is another order.
         host: This host's number.
-        num_hosts: How many hosts share each batch; must divide `batch_size`.
+        num_hosts: How many hosts share each batch; where they do not divide it, the first ones have a row more.
+        weights: How much of what is drawn comes from each stream, in proportion to their sum. After any number of
+            windows each stream's part is off by less than one window for each stream.
+        begin_id: The token that documents begin with. If given, batches say where documents are, so that no token
+            sees another document: see `batch`.
 
     Raises:
-        InputError: The corpus is shorter than one window, or the hosts do not divide the batch.
+        InputError: A stream is shorter than one window, there are more hosts than rows, or a weight is too small.
     """
 
-    stream: TokenStream
+    streams: TokenStream | Sequence[TokenStream]
     context_length: int
     batch_size: int
     seed: int = 0
     host: int = 0
     num_hosts: int = 1
+    weights: Sequence[float] | None = None
+    begin_id: int | None = None
 
     def __post_init__(self) -> None:
-        if self.num_windows < 1:
+        for stream in self._streams:
+            if _num_windows(stream, self.context_length) < 1:
+                raise InputError(
+                    f"the training text has {len(stream):,} tokens, too few for a context of "
+                    f"{self.context_length:,}: set --context-length {max(1, (len(stream) - 1) // 2)} or less, "
+                    "or use more text"
+                )
+        if not 0 <= self.host < self.num_hosts <= self.batch_size:
             raise InputError(
-                f"the training text has {len(self.stream):,} tokens, too few for a context of "
-                f"{self.context_length:,}: set --context-length {max(1, (len(self.stream) - 1) // 2)} or less, "
-                "or use more text"
+                f"host {self.host} of {self.num_hosts} has no part of a batch of {self.batch_size}: use a larger batch"
             )
-        if self.batch_size % self.num_hosts:
-            raise InputError(f"batch size {self.batch_size} cannot be shared by {self.num_hosts} hosts")
+        if len(self._streams) != len(self._shares) + 1:
+            raise InputError(f"{len(self._streams)} streams need as many weights")
+
+    @classmethod
+    def of(
+        cls, corpora: Sequence[tuple[Corpus, float | None]], context_length: int, batch_size: int, **options: Any
+    ) -> Batches:
+        """Batches of one corpus or several.
+
+        Args:
+            corpora: Each with its weight, or `None` for all; then one window is as likely as another. A corpus that was
+                prepared from several sources with weights divides its own weight by these.
+            context_length: As for the class.
+            batch_size: As for the class.
+            **options: `seed`, `host`, `num_hosts`, `begin_id`.
+
+        Raises:
+            InputError: The corpora have different tokenizers, or only some have weights.
+        """
+        first = corpora[0][0]
+        streams: list[TokenStream] = []
+        weights: list[float] = []
+        for corpus, weight in corpora:
+            if corpus.tokenizer.fingerprint != first.tokenizer.fingerprint:
+                raise InputError(f"{corpus.folder} and {first.folder} have different tokenizers: they cannot be mixed")
+            if (weight is None) != (corpora[0][1] is None):
+                raise InputError("give every corpus a weight, as CORPUS=WEIGHT, or none")
+            own = [entry["weight"] for entry in corpus.manifest["sources"]]
+            parts = [corpus.streams["train"]] if own[0] is None else corpus.source_streams()
+            shares = [1.0] if own[0] is None else own
+            share = weight if weight is not None else float(len(corpus.streams["train"]))
+            streams += parts
+            weights += [share * part / sum(shares) for part in shares]
+        return cls(streams, context_length, batch_size, weights=weights, **options)
 
     @property
     def num_windows(self) -> int:
-        """Windows in an epoch: what fits behind the largest offset."""
-        return (len(self.stream) - self.context_length) // self.context_length
+        """Windows in an epoch, of all streams: what fits behind the largest offset."""
+        return sum(_num_windows(stream, self.context_length) for stream in self._streams)
 
-    def batch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Batch `number` as (token ids, targets), each int32 [batch_size / num_hosts, context_length].
+    def batch(self, number: int) -> tuple[Any, ...]:
+        """Batch `number`: (token ids, targets), each int32 [rows, context_length].
 
-        The target of a token is the token behind it:
+        The target of a token is the token behind it. With `begin_id` the batch is (inputs, targets, weights). Inputs
+        are `token_ids`, `positions`, which restart with every document, and `segment_ids`, the number of the document
+        in the row; weights, float32, are 0 where the target is the beginning of another document, which nobody can
+        know.
 
-            text      <s> def  f  (  x
-            tokens    <s> def  f  (
-            targets   def  f   (  x
+            text         x   )  </s> <s> def  f
+            token_ids    x   )  </s> <s> def
+            targets      )  </s> <s> def  f
+            positions    0   1   2   0   1
+            segment_ids  0   0   0   1   1
+            weights      1   1   0   1   1
         """
-        draws = np.arange(number * self.batch_size + self.host, (number + 1) * self.batch_size, self.num_hosts)
-        rows = [self.stream.read(self._start(int(draw)), self.context_length + 1) for draw in draws]
-        windows = np.stack(rows)
-        return windows[:, :-1], windows[:, 1:]
+        window, *documents = self._load(number)
+        tokens, targets = window[:, :-1], window[:, 1:]
+        if self.begin_id is None:
+            return tokens, targets
+        inputs = dict(zip(("token_ids", "positions", "segment_ids"), (tokens, *documents), strict=True))
+        return inputs, targets, (targets != self.begin_id).astype(np.float32)
 
     def dataset(self, start: int = 0, stop: int | None = None) -> Any:
         """The batches from number `start` on as a `tf.data.Dataset` with static shapes, prepared ahead of use."""
         import tensorflow as tf
 
-        shape = (self.batch_size // self.num_hosts, self.context_length)
+        rows = len(range(self.host, self.batch_size, self.num_hosts))
+        lengths = [self.context_length + 1] + [self.context_length] * (0 if self.begin_id is None else 2)
 
         def load(number: Any) -> Any:
-            pair = tf.numpy_function(self.batch, [number], (tf.int32, tf.int32))
-            return tuple(tf.ensure_shape(part, shape) for part in pair)
+            parts = tf.numpy_function(self._load, [number], [tf.int32] * len(lengths))
+            parts = [tf.ensure_shape(part, (rows, length)) for part, length in zip(parts, lengths, strict=True)]
+            tokens, targets = parts[0][:, :-1], parts[0][:, 1:]
+            if self.begin_id is None:
+                return tokens, targets
+            inputs = {"token_ids": tokens, "positions": parts[1], "segment_ids": parts[2]}
+            return inputs, targets, tf.cast(targets != self.begin_id, tf.float32)
 
         numbers = tf.data.Dataset.range(start, np.iinfo(np.int64).max if stop is None else stop)
         return numbers.map(load, num_parallel_calls=2, deterministic=True).prefetch(4)
 
-    def _start(self, draw: int) -> int:
-        epoch, index = divmod(draw, self.num_windows)
-        offset = _keyed(self.seed, epoch, 0) % self.context_length
-        return offset + permute(index, self.num_windows, _keyed(self.seed, epoch, 1)) * self.context_length
+    @functools.cached_property
+    def _streams(self) -> tuple[TokenStream, ...]:
+        return (self.streams,) if isinstance(self.streams, TokenStream) else tuple(self.streams)
+
+    @functools.cached_property
+    def _shares(self) -> tuple[int, ...]:
+        """What part of the draws that earlier streams leave each stream takes, in 2^20ths; the last one takes all."""
+        weights = [1.0] if self.weights is None else list(self.weights)
+        rest = [sum(weights[i:]) for i in range(len(weights))]
+        shares = tuple(round((1 << _SHARE_BITS) * w / r) for w, r in zip(weights[:-1], rest, strict=False))
+        if not all(0 < w < float("inf") for w in weights) or not all(0 < s < 1 << _SHARE_BITS for s in shares):
+            raise InputError(f"weights {weights}: each must be above 0 and not lost beside the others")
+        return shares
+
+    def _load(self, number: int) -> tuple[np.ndarray, ...]:
+        """The windows of a batch, int32 [rows, context_length + 1]; with documents their positions and segments."""
+        at_once = max(1, _ORDERED_AT_ONCE // self.batch_size)
+        group, place = divmod(int(number), at_once)
+        which, starts = self._order(group * at_once * self.batch_size, at_once * self.batch_size)
+        rows = slice(place * self.batch_size + self.host, (place + 1) * self.batch_size, self.num_hosts)
+        which, starts = which[rows], starts[rows]
+        length = self.context_length + 1
+        if len(self._streams) == 1:
+            window = self._streams[0].windows(starts, length)
+        else:
+            window = np.empty((len(starts), length), np.int32)
+            for i, stream in enumerate(self._streams):
+                here = np.flatnonzero(which == i)
+                window[here] = stream.windows(starts[here], length)
+        if self.begin_id is None:
+            return (window,)
+        return (window, *documents_in(window[:, :-1], self.begin_id))
+
+    @functools.cached_property
+    def _order(self) -> Any:
+        """The streams and starts of the draws from a number on; the last few answers are kept."""
+        return functools.lru_cache(maxsize=4)(self._places)
+
+    def _places(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        which, index = mix(np.arange(first, first + count), self._shares)
+        starts = np.empty(count, np.int64)
+        for i, stream in enumerate(self._streams):
+            size = _num_windows(stream, self.context_length)
+            epochs = index // size
+            for epoch in np.unique(epochs[which == i]).tolist():
+                here = (which == i) & (epochs == epoch)
+                key = (self.seed, epoch) if i == 0 else (self.seed, epoch, i)
+                offset = _keyed(*key, 0) % self.context_length
+                order = permute(index[here] % size, size, _keyed(*key, 1))
+                starts[here] = offset + order * self.context_length
+        return which, starts
 
 
-def permute(index: int, size: int, key: int) -> int:
-    """Where `index` goes in a permutation of range(size) that `key` names.
+def documents_in(tokens: np.ndarray, begin_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and segment ids of int32 tokens [rows, length], both of that shape: both restart, and count on, at
+    every `begin_id`; what comes before the first one in a row is segment 0."""
+    begins = tokens == begin_id
+    places = np.arange(tokens.shape[1], dtype=np.int32)
+    last_begin = np.maximum.accumulate(np.where(begins, places, 0), axis=1)
+    segments = np.cumsum(begins, axis=1, dtype=np.int32)
+    return places - last_begin, segments
+
+
+def mix(draws: np.ndarray, shares: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """For every draw its stream, and how many draws of that stream came before it. Both int64, as `draws`.
+
+    Each stream in turn takes its share of what the ones before it have left, evenly spread: of the first n draws
+    floor(n * share / 2^20). So both are arithmetic, without a history.
+    """
+    which = np.full(len(draws), len(shares))
+    index = draws.astype(np.int64)
+    for i, share in enumerate(shares):
+        open_draws = which == len(shares)
+        before = index * share >> _SHARE_BITS
+        taken = open_draws & ((index + 1) * share >> _SHARE_BITS > before)
+        which[taken] = i
+        index = np.where(taken, before, np.where(open_draws, index - before, index))
+    return which, index
+
+
+def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
+    """Where each of `index` (int64) goes in a permutation of range(size) that `key` names.
 
     A balanced Feistel network of six rounds over the next even number of bits, walked until it lands inside the range
     (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
     """
-    half = max(1, (max(1, size - 1).bit_length() + 1) // 2)
-    mask = (1 << half) - 1
-    while True:
-        left, right = index >> half, index & mask
+    half = np.uint64(max(1, (max(1, size - 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    values = np.asarray(index).astype(np.uint64)
+    outside = np.arange(len(values))
+    while len(outside):
+        walking = values[outside]
+        left, right = walking >> half, walking & mask
         for round_number in range(6):
-            left, right = right, left ^ (_mix(right ^ key, round_number) & mask)
-        index = left << half | right
-        if index < size:
-            return index
+            left, right = right, left ^ (_mix(right ^ np.uint64(key), round_number) & mask)
+        values[outside] = left << half | right
+        outside = outside[values[outside] >= np.uint64(size)]
+    return values.astype(np.int64)
 
 
-def _mix(value: int, round_number: int) -> int:
+def _mix(value: np.ndarray, round_number: int) -> np.ndarray:
     """The finalizer of SplitMix64 (Steele et al. 2014)."""
-    value = (value + (round_number + 1) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-    value = ((value ^ value >> 30) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    value = ((value ^ value >> 27) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    return value ^ value >> 31
+    value = value + np.uint64((round_number + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF)
+    value = (value ^ value >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ value >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return value ^ value >> np.uint64(31)
+
+
+def _num_windows(stream: TokenStream, context_length: int) -> int:
+    return (len(stream) - context_length) // context_length
 
 
 def _keyed(*parts: int) -> int:

@@ -118,6 +118,26 @@ class SentencePieceTokenizer(Tokenizer):
             _check(text)
         return self._processor.encode(list(texts), num_threads=num_threads)
 
+    def encodes_by_word(self) -> bool:
+        """Whether a text's ids are those of its parts, cut before a space that follows neither a space nor a line's
+        end, before line ends, and between line ends and what is neither a space nor a line's end.
+
+        True of BPE without a dummy prefix where no piece reaches over such a place.
+        """
+        from sentencepiece import sentencepiece_model_pb2
+
+        parsed = sentencepiece_model_pb2.ModelProto.FromString(self.model)  # type: ignore[attr-defined]
+        trainer, normalizer = parsed.trainer_spec, parsed.normalizer_spec
+        return (
+            trainer.model_type == trainer.BPE
+            and not trainer.treat_whitespace_as_suffix
+            and not normalizer.add_dummy_prefix
+            and not normalizer.remove_extra_whitespaces
+            and normalizer.escape_whitespaces
+            and (self.escape is not None or not normalizer.precompiled_charsmap)
+            and not any(_REACHES_OVER.search(self.piece(i)) for i in range(self.vocabulary_size))
+        )
+
     def decode(self, ids: Iterable[int]) -> str:
         ids = [int(i) for i in ids]
         for i in ids:
@@ -138,6 +158,10 @@ class SentencePieceTokenizer(Tokenizer):
         if self.escape is None or _ESCAPE not in text:
             return text
         return text.replace(_ESCAPES["\u2581"], "\u2581").replace(_ESCAPES[_ESCAPE], _ESCAPE)
+
+
+_REACHES_OVER = re.compile("[^\u2581\n]\u2581|[^\n]\n|\n[^\u2581\n]")
+"""A piece with a word and the space behind it, or with a line's end and text."""
 
 
 def _present(token_id: int) -> int | None:

@@ -68,7 +68,7 @@ class TrainingRun:
         """Run all stages. The summary, which is also written to summary.json."""
         corpus = self.corpus
         config = self.options.model_config(corpus.tokenizer.vocabulary_size)
-        batches = Batches(corpus.streams["train"], config.context_length, self.options.batch_size, self.options.seed)
+        batches = Batches.of([(corpus, None)], config.context_length, self.options.batch_size, seed=self.options.seed)
         with self._stage("training"):
             metrics = self._train(config, corpus, batches)
         with self._stage("evaluation"):

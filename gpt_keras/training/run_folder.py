@@ -22,11 +22,12 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import readable, sweep, whole_file
-from gpt_keras.data.preparation import prepare, split_and_train_tokenizer
+from gpt_keras.data.preparation import PreparationOptions, prepare, split_and_train_tokenizer
 from gpt_keras.data.pretraining import Batches
 from gpt_keras.data.shards import Corpus
 from gpt_keras.data.sources import open_source
 from gpt_keras.data.tokenizer import Tokenizer
+from gpt_keras.progress import preparation_progress
 from gpt_keras.training.options import MAY_CHANGE, TrainOptions
 
 _FINGERPRINT = "tokenizer_sha256"
@@ -61,9 +62,12 @@ def prepare_run(options: TrainOptions, console: Console) -> PreparedRun:
     corpus = _given_corpus(options, begun) or _new_corpus(options, console, seconds)
     if fingerprint not in (None, corpus.tokenizer.fingerprint):
         raise InputError(f"{options.data} has another tokenizer than when {options.run_dir} was begun; use --restart")
+    with bytes_bar(console, "checking the corpus") as (bar, task):
+        corpus.verify(lambda done, total: bar.update(task, completed=done, total=total))
     corpus.tokenizer.check_writable(d.text[:2000] for d in itertools.islice(corpus.held_out_documents(), 20))
-    context = options.model_config(corpus.tokenizer.vocabulary_size).context_length
-    Batches(corpus.streams["train"], context, options.batch_size)  # is there enough of it
+    config = options.model_config(corpus.tokenizer.vocabulary_size)
+    corpus.check_model(config.vocabulary_size)
+    Batches.of([(corpus, None)], config.context_length, options.batch_size)  # is there enough of it
     # Only now, when nothing is left to go wrong with them, are the options those of the run.
     with whole_file(options.run_dir / "config.yaml") as partial:
         record = {**_plain(options), _FINGERPRINT: corpus.tokenizer.fingerprint}
@@ -170,12 +174,8 @@ def _new_corpus(options: TrainOptions, console: Console, seconds: dict[str, floa
     folder = options.run_dir / "corpus"
     tokenizer = _tokenizer(options, console, seconds)
     start = time.perf_counter()
-    with bytes_bar(console, "tokenizing") as (bar, task):
-
-        def report(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        corpus = prepare(options.data, tokenizer, folder, options.validation, options.text_key, report)
+    with preparation_progress(console) as report:
+        corpus = prepare(options.data, tokenizer, folder, _preparation(options), report, restart=True)
     seconds["corpus"] = round(time.perf_counter() - start, 1)
     train, held_out = (corpus.manifest["splits"][split] for split in ("train", "validation"))
     say(
@@ -186,13 +186,17 @@ def _new_corpus(options: TrainOptions, console: Console, seconds: dict[str, floa
     return corpus
 
 
+def _preparation(options: TrainOptions) -> PreparationOptions:
+    return PreparationOptions(options.validation, options.text_key)
+
+
 def _tokenizer(options: TrainOptions, console: Console, seconds: dict[str, float]) -> Tokenizer:
     if options.tokenizer is not None:
         return Tokenizer.load(options.tokenizer)
     start = time.perf_counter()
     size = options.model_config().vocabulary_size
     with console.status("training the tokenizer") if console.is_terminal else contextlib.nullcontext():
-        tokenizer = split_and_train_tokenizer(options.data, size, options.validation, options.text_key)
+        tokenizer = split_and_train_tokenizer(options.data, size, _preparation(options))
     seconds["tokenizer"] = round(time.perf_counter() - start, 1)
     say(console, f"tokenizer   SentencePiece, {size:,} pieces, trained in {seconds['tokenizer']:.0f} s")
     return tokenizer

@@ -4,18 +4,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_keras.data.errors import InputError
-from gpt_keras.data.pretraining import Batches, permute, validation_windows
+from gpt_keras.data.pretraining import Batches, documents_in, mix, permute, validation_windows
 
 
 @given(size=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
 @settings(max_examples=50, deadline=None)
 def test_permute_is_a_permutation(size, key):
-    assert sorted(permute(i, size, key) for i in range(size)) == list(range(size))
+    assert sorted(permute(np.arange(size), size, key).tolist()) == list(range(size))
 
 
 def test_permute_looks_random():
     size = 5000
-    order = np.array([permute(i, size, 1) for i in range(size)])
+    order = permute(np.arange(size), size, 1)
     assert abs(np.corrcoef(np.arange(size), order)[0, 1]) < 0.05
     assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.05
 
@@ -23,8 +23,8 @@ def test_permute_looks_random():
 def test_batch_n_is_the_same_wherever_one_starts(corpus):
     batches = Batches(corpus.streams["train"], 32, 4, seed=5)
     sequential = [tuple(part.numpy() for part in batch) for batch in batches.dataset(0, 40)]
-    for start in (0, 1, 7, 39):
-        first = next(iter(batches.dataset(start)))
+    for start in np.random.default_rng(0).integers(0, 40, 50).tolist():
+        first = next(iter(batches.dataset(start, start + 1)))
         assert all(np.array_equal(a, b) for a, b in zip(first, sequential[start], strict=True))
     assert not np.array_equal(sequential[0][0], Batches(corpus.streams["train"], 32, 4, seed=6).batch(0)[0])
 
@@ -38,18 +38,78 @@ def test_an_epoch_visits_every_window_once(corpus):
     stream = corpus.streams["train"]
     batches = Batches(stream, 32, 1, seed=2)
     for epoch in (0, 1):
-        draws = range(epoch * batches.num_windows, (epoch + 1) * batches.num_windows)
-        starts = sorted(batches._start(draw) for draw in draws)
+        starts = np.sort(batches._places(epoch * batches.num_windows, batches.num_windows)[1])
         assert np.all(np.diff(starts) == 32)
         assert starts[0] < 32
         assert starts[-1] + 33 <= len(stream)
 
 
-def test_hosts_share_the_same_sequence(corpus):
+@pytest.mark.parametrize("hosts", [1, 2, 3, 7])
+def test_hosts_visit_every_window_once_in_an_epoch(corpus, hosts):
     stream = corpus.streams["train"]
-    whole = Batches(stream, 32, 6, seed=1).batch(4)[0]
-    parts = [Batches(stream, 32, 6, seed=1, host=host, num_hosts=3).batch(4)[0] for host in range(3)]
-    assert np.array_equal(whole, np.stack(parts, axis=1).reshape(6, 32))
+    rows = 10  # neither 3 nor 7 divides it, and it does not divide the windows of an epoch
+    shares = [Batches(stream, 32, rows, seed=1, host=host, num_hosts=hosts) for host in range(hosts)]
+    size = shares[0].num_windows
+    assert size % rows
+    drawn = []
+    for number in range(-(-size // rows)):
+        parts = [share.batch(number)[0] for share in shares]
+        row = np.empty((rows, 32), np.int32)
+        for host, part in enumerate(parts):
+            row[host::hosts] = part
+        assert np.array_equal(row, Batches(stream, 32, rows, seed=1).batch(number)[0])
+        drawn.extend(map(bytes, row))
+    starts = Batches(stream, 32, rows, seed=1)._places(0, size)[1]
+    assert sorted(drawn[:size]) == sorted(bytes(stream.read(start, 32)) for start in np.sort(starts).tolist())
+
+
+@given(weights=st.lists(st.floats(0.01, 1.0), min_size=2, max_size=6), draws=st.integers(2000, 5000))
+@settings(max_examples=50, deadline=None)
+def test_streams_are_mixed_by_weight(corpus, weights, draws):
+    stream = corpus.streams["train"]
+    shares = Batches([stream] * len(weights), 32, 4, weights=weights)._shares
+    which, index = mix(np.arange(draws), shares)
+    for i, weight in enumerate(weights):
+        assert abs((which == i).mean() - weight / sum(weights)) < 0.005
+        assert np.array_equal(index[which == i], np.arange((which == i).sum()))
+    later = mix(np.arange(1000, draws), shares)
+    assert np.array_equal(later[0], which[1000:]) and np.array_equal(later[1], index[1000:])
+
+
+def test_a_lost_weight_and_a_host_without_rows_are_told(corpus):
+    stream = corpus.streams["train"]
+    with pytest.raises(InputError, match="lost beside the others"):
+        Batches([stream, stream], 32, 4, weights=[1.0, 1e-9])
+    with pytest.raises(InputError, match="use a larger batch"):
+        Batches(stream, 32, 4, host=5, num_hosts=6)
+
+
+def test_documents_positions_and_weights_token_by_token(corpus):
+    begin = corpus.tokenizer.begin_id
+    batches = Batches(corpus.streams["train"], 600, 8, seed=3, begin_id=begin)
+    ((inputs, targets, weights),) = batches.dataset(2, 3)
+    inputs, targets, weights = {k: v.numpy() for k, v in inputs.items()}, targets.numpy(), weights.numpy()
+    plain = Batches(corpus.streams["train"], 600, 8, seed=3).batch(2)
+    assert np.array_equal(inputs["token_ids"], plain[0]) and np.array_equal(targets, plain[1])
+    assert (inputs["token_ids"] == begin).sum() > 3
+    for row in range(8):
+        position = segment = 0
+        for place in range(600):
+            if inputs["token_ids"][row, place] == begin:
+                position, segment = 0, segment + 1
+            assert inputs["positions"][row, place] == position
+            assert inputs["segment_ids"][row, place] == segment
+            assert weights[row, place] == (targets[row, place] != begin)
+            position += 1
+    other = batches.batch(2)
+    assert all(np.array_equal(other[0][name], inputs[name]) for name in inputs)
+    assert np.array_equal(other[2], weights)
+
+
+def test_documents_in_the_example_of_the_docstring():
+    positions, segments = documents_in(np.array([[7, 8, 2, 1, 9]], np.int32), begin_id=1)
+    assert positions.tolist() == [[0, 1, 2, 0, 1]]
+    assert segments.tolist() == [[0, 0, 0, 1, 1]]
 
 
 def test_a_context_longer_than_the_corpus_says_how_long_it_may_be(corpus):

@@ -1,3 +1,4 @@
+import errno
 import json
 import shutil
 
@@ -10,7 +11,6 @@ from gpt_keras.data.files import sweep, whole_folder
 from gpt_keras.data.preparation import prepare
 from gpt_keras.data.shards import Corpus
 from gpt_keras.data.sources import open_source
-from gpt_keras.data.split import plan_split
 
 
 def decoded(corpus: Corpus, split: str) -> list[str]:
@@ -23,11 +23,15 @@ def decoded(corpus: Corpus, split: str) -> list[str]:
     return [tokenizer.decode(part[1:-1]) for part in documents]
 
 
+def contents(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+
+
 def test_shards_hold_every_document_once_on_its_side(source, corpus):
-    documents = open_source(source)
-    sides = list(plan_split(documents()).divide(documents()))
-    assert decoded(corpus, "train") == [d.text for held_out, d in sides if not held_out]
-    assert decoded(corpus, "validation") == [d.text for held_out, d in sides if held_out]
+    train, validation = decoded(corpus, "train"), decoded(corpus, "validation")
+    texts = [document.text for document in open_source(source)()]
+    assert sorted(train + validation) == sorted(texts)
+    assert train == [text for text in texts if text not in set(validation)]
 
 
 def test_held_out_text_and_bytes_are_recorded(corpus):
@@ -71,6 +75,32 @@ def test_damaged_shards_are_named(corpus, tmp_path, damage):
         Corpus(tmp_path / "copy")
 
 
+def test_a_changed_byte_and_a_swapped_shard_are_found(source, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 1000)
+    corpus = prepare(source, tokenizer, tmp_path / "corpus")
+    corpus.verify()
+    first, second = (corpus.folder / entry["file"] for entry in corpus.manifest["splits"]["train"]["shards"][:2])
+    held = first.read_bytes()
+    first.write_bytes(held[:500] + bytes([held[500] ^ 1]) + held[501:])
+    with pytest.raises(InputError, match=f"{first.name}: damaged"):
+        Corpus(corpus.folder).verify()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(held)
+    with pytest.raises(InputError, match=f"{first.name}: damaged, or not this corpus's shard"):
+        Corpus(corpus.folder).verify()
+
+
+def test_a_model_without_enough_vocabulary_is_told(corpus):
+    corpus.check_model(corpus.tokenizer.vocabulary_size)
+    with pytest.raises(InputError, match="the model's vocabulary is 100"):
+        corpus.check_model(100)
+
+
+def test_remote_shards_are_told_how_to_be_staged():
+    with pytest.raises(InputError, match="gcloud storage cp -r gs://bucket/corpus"):
+        Corpus("gs://bucket/corpus")
+
+
 def test_a_damaged_manifest_is_named(corpus, tmp_path):
     shutil.copytree(corpus.folder, tmp_path / "copy")
     (tmp_path / "copy" / "corpus.json").write_text(json.dumps(corpus.manifest)[:-20])
@@ -78,15 +108,19 @@ def test_a_damaged_manifest_is_named(corpus, tmp_path):
         Corpus(tmp_path / "copy")
 
 
-def test_a_full_disk_leaves_nothing_behind(source, tokenizer, tmp_path, monkeypatch):
+def test_a_full_disk_is_told_and_nothing_is_lost(source, corpus, tokenizer, tmp_path, monkeypatch):
     def full(*_):
-        raise RuntimeError("some library's words for a full disk")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(np, "save", full)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 0))
-    with pytest.raises(InputError, match="no space left on the disk"):
-        prepare(source, tokenizer, tmp_path / "corpus")
-    assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.ShardWriter, "add", full)
+        patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 0))
+        with pytest.raises(InputError, match="no space left on the disk"):
+            prepare(source, tokenizer, tmp_path / "corpus")
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.preparing"]
+    prepare(source, tokenizer, tmp_path / "corpus")
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+    assert contents(tmp_path / "corpus") == contents(corpus.folder)
 
 
 def test_an_interrupt_leaves_nothing_behind_and_keeps_what_was_there(tmp_path):

@@ -13,7 +13,6 @@ from gpt_keras.data.preparation import split_and_train_tokenizer
 from gpt_keras.data.sentencepiece_to_hub import build_hub_tokenizer, check_hub_tokenizer
 from gpt_keras.data.sentencepiece_tokenizer import ROLES, train_tokenizer
 from gpt_keras.data.sources import open_source
-from gpt_keras.data.split import plan_split
 from gpt_keras.data.tokenizer import TextStream, Tokenizer
 
 # Any string without NUL and lone surrogates, rich in what tokenizers like to lose.
@@ -122,11 +121,10 @@ def test_a_tokenizer_that_hugging_face_cannot_mirror_is_told(source):
         check_hub_tokenizer(unigram)
 
 
-def test_the_tokenizer_has_seen_the_training_part_only(source):
-    split = plan_split(open_source(source)())
-    sides = list(split.divide(open_source(source)()))
-    training = [document.text for held_out, document in sides if not held_out]
-    everything = [document.text for _, document in sides]
+def test_the_tokenizer_has_seen_the_training_part_only(source, corpus):
+    held_out = {document.text for document in corpus.held_out_documents()}
+    everything = [document.text for document in open_source(source)()]
+    training = [text for text in everything if text not in held_out]
     assert training != everything
     fingerprint = split_and_train_tokenizer(source, 512).fingerprint
     assert fingerprint == train_tokenizer(training, 512).fingerprint
