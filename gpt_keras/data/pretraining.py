@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gpt_keras.data.errors import InputError
+from gpt_keras.data.pipeline import numbered_dataset
 from gpt_keras.data.shards import Corpus, TokenStream
 
 _ORDERED_AT_ONCE = 1024
@@ -130,22 +131,19 @@ class Batches:
 
     def dataset(self, start: int = 0, stop: int | None = None) -> Any:
         """The batches from number `start` on as a `tf.data.Dataset` with static shapes, prepared ahead of use."""
-        import tensorflow as tf
-
         rows = len(range(self.host, self.batch_size, self.num_hosts))
         lengths = [self.context_length + 1] + [self.context_length] * (0 if self.begin_id is None else 2)
 
-        def load(number: Any) -> Any:
-            parts = tf.numpy_function(self._load, [number], [tf.int32] * len(lengths))
-            parts = [tf.ensure_shape(part, (rows, length)) for part, length in zip(parts, lengths, strict=True)]
-            tokens, targets = parts[0][:, :-1], parts[0][:, 1:]
+        def finish(window: Any, positions: Any = None, segment_ids: Any = None) -> Any:
+            import tensorflow as tf
+
+            tokens, targets = window[..., :-1], window[..., 1:]
             if self.begin_id is None:
                 return tokens, targets
-            inputs = {"token_ids": tokens, "positions": parts[1], "segment_ids": parts[2]}
+            inputs = {"token_ids": tokens, "positions": positions, "segment_ids": segment_ids}
             return inputs, targets, tf.cast(targets != self.begin_id, tf.float32)
 
-        numbers = tf.data.Dataset.range(start, np.iinfo(np.int64).max if stop is None else stop)
-        return numbers.map(load, num_parallel_calls=2, deterministic=True).prefetch(4)
+        return numbered_dataset(self._load, finish, [(rows, length) for length in lengths], start, stop)
 
     @functools.cached_property
     def _streams(self) -> tuple[TokenStream, ...]:

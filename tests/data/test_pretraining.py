@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -131,3 +134,12 @@ def test_validation_windows_score_every_token_once(corpus):
             assert np.all(weights[row, :count] == 1)
             scored.append(targets[row, :count])
     assert np.array_equal(np.concatenate(scored), ids[ids != corpus.tokenizer.begin_id])
+
+
+def test_a_program_ends_while_batches_are_made_ahead(corpus):
+    program = (
+        "from gpt_keras.data.shards import Corpus\nfrom gpt_keras.data.pretraining import Batches\n"
+        f"batches = Batches(Corpus({str(corpus.folder)!r}).streams['train'], 512, 16)\n"
+        "iterator = iter(batches.dataset())\nnext(iterator)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
