@@ -168,7 +168,7 @@ def test_interrupting_an_answer_does_not_end_the_chat(chat_folder, tmp_path):
     saved = tmp_path / "saved.json"
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "gpt_keras.chat", chat_folder, "--max-new-tokens", "1900", "--temperature", "0"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
     )  # fmt: skip
     process.stdin.write(b"hello\n")
     process.stdin.flush()
