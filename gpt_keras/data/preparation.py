@@ -342,8 +342,6 @@ class _Preparation:
             fate[split.tail_document] = _CUT if split.tail_byte > 0 else _VALIDATION
         fate.flush()
         os.replace(self.folder / "decisions.part", self.folder / "decisions")
-        for name in ("alone", "copy", "equal", "bands", "signatures"):
-            (self.folder / name).unlink()
         record = {
             "split": dataclasses.asdict(split),
             "dropped": {r: {"documents": totals[r], "bytes": dropped_bytes[r]} for r in REASONS if totals[r]},
@@ -351,6 +349,8 @@ class _Preparation:
             "bytes": int(sum(int(sizes[chunk].sum(dtype=np.int64)) for chunk in _chunks(count))),
         }
         _write_json(self.folder / "split.json", record)
+        for name in ("alone", "copy", "equal", "bands", "signatures"):
+            (self.folder / name).unlink(missing_ok=True)
 
     def _equal_pairs(self, documents: np.ndarray, fate: np.ndarray) -> Iterator[np.ndarray]:
         """(document, the first one with the same text), some at a time."""
@@ -422,7 +422,7 @@ class _Preparation:
                 )
             note = None
         folder = self.folder / "corpus"
-        if note is None:
+        if note is None or not folder.exists():  # killed just behind the end: the corpus is in its place already
             shutil.rmtree(folder, ignore_errors=True)
             empty = {"documents": 0, "tokens": 0, "bytes": 0, "lengths": [0] * LENGTH_BINS}
             note = {"tokenizer": tokenizer.fingerprint, "blocks": 0, "documents": 0, "held_out_bytes": 0}
@@ -498,6 +498,7 @@ class _Preparation:
             with open(path, "rb") as stream:
                 os.fsync(stream.fileno())
         put_in_place(folder, output, self.folder / "replaced")
+        (self.folder / "plan.json").unlink()  # without it a later call takes the rest for what it is
         shutil.rmtree(self.folder)
 
     def _examples(self, pairs: dict[str, list[list[int]]], names: dict[str, list[str]]) -> dict[str, Any]:
