@@ -21,6 +21,10 @@ class GPT(keras.Model):
     `model(token_ids)` maps int32 [batch, length] to logits [batch, length, vocabulary_size] in the compute dtype.
     It is an ordinary functional model: `summary()`, `fit()`, `save()` and `keras.saving.load_model()` work.
 
+    Rows that hold several documents are given as a dictionary of int32 [batch, length], as `gpt_keras.data.pretraining`
+    and `gpt_keras.data.finetuning` make it: `token_ids`, `positions` and `segment_ids`. A token then sees the tokens
+    before it that have its own segment id, and nothing else.
+
     Args:
         config: The shape of the model.
         **kwargs: `name`, `dtype` (a dtype or policy for every layer) of `keras.Model`.
@@ -57,6 +61,15 @@ class GPT(keras.Model):
         self.blocks = blocks
         self.final_norm = final_norm
         self.output_head = head
+        self.input_spec = None  # which would refuse the dictionary
+
+    def call(self, inputs: Tensor | dict[str, Tensor], training: bool | None = None, mask: Any = None) -> Tensor:
+        """Logits for token ids, or for token ids with positions and segment ids; see the class."""
+        if not isinstance(inputs, dict):
+            return super().call(inputs, training=training, mask=mask)
+        segments = inputs["segment_ids"]
+        same_document = segments[:, :, None] == segments[:, None, :]
+        return self.step(inputs["token_ids"], inputs["positions"], same_document)[0]
 
     def step(
         self,

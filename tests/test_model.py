@@ -10,6 +10,7 @@ from gpt_keras import kernels
 from gpt_keras.config import GPTConfig
 from gpt_keras.layers import OutputHead, sinusoids
 from gpt_keras.model import GPT
+from gpt_keras.training.loss import NextTokenLoss
 
 from .conftest import build, random_ids
 
@@ -138,6 +139,53 @@ def test_a_mask_hides_what_it_covers():
     logits, _ = model.step(ids, positions, mask)
     alone = logits_of(model, ids[:, 5:])
     np.testing.assert_allclose(np.asarray(logits)[:, 5:], alone, atol=1e-5)
+
+
+def packed(documents: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Documents behind one another in one row."""
+    parts = [(document, np.arange(len(document)), np.full(len(document), i)) for i, document in enumerate(documents)]
+    rows = [np.concatenate(part)[None].astype("int32") for part in zip(*parts, strict=True)]
+    return dict(zip(("token_ids", "positions", "segment_ids"), rows, strict=True))
+
+
+@OPTIONS
+def test_documents_in_one_row_do_not_see_each_other(config):
+    model, ids = build(config), random_ids((20,), 61)
+    documents = [ids[:7], ids[7:8], ids[8:]]
+    together = logits_of(model, packed(documents))
+    alone = np.concatenate([logits_of(model, document[None]) for document in documents], axis=1)
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-4)
+    changed = logits_of(model, packed([(ids[:7] + 5) % 61, *documents[1:]]))
+    np.testing.assert_array_equal(changed[:, 7:], together[:, 7:])
+    assert np.abs(changed[:, :7] - together[:, :7]).max() > 1e-3
+
+
+def test_a_model_learns_from_packed_documents_as_from_those_alone():
+    config = dataclasses.replace(BASE, position="rotary")
+    ids = random_ids((21,), 61)
+    first, second = ids[:10], ids[10:]
+    row = packed([first[:-1], second[:-1]])
+    targets = np.concatenate([first[1:], second[1:]])[None]
+    weights = np.ones(targets.shape, "float32")
+    model = build(config)
+    model.compile("sgd", NextTokenLoss())
+    losses = [float(model.train_on_batch(row, targets, weights)) for _ in range(3)]
+    assert losses[2] < losses[1] < losses[0]
+    other = build(config)
+    padded = np.zeros((2, 10), "int32")
+    padded_targets, padded_weights = padded.copy(), np.zeros((2, 10), "float32")
+    for i, document in enumerate((first, second)):
+        padded[i, : len(document) - 1], padded_targets[i, : len(document) - 1] = document[:-1], document[1:]
+        padded_weights[i, : len(document) - 1] = 1.0
+    other.compile("sgd", NextTokenLoss())
+    alone = [float(other.train_on_batch(padded, padded_targets, padded_weights)) for _ in range(3)]
+    np.testing.assert_allclose(losses, alone, rtol=1e-4)
+
+
+def test_dropout_acts_on_packed_documents_in_training_only():
+    model, row = build(dataclasses.replace(BASE, dropout=0.5)), packed([random_ids((9,), 61)])
+    np.testing.assert_array_equal(logits_of(model, row), logits_of(model, row["token_ids"]))
+    assert np.abs(np.asarray(model(row, training=True)) - logits_of(model, row)).max() > 1e-3
 
 
 def test_a_step_with_a_cache_needs_positions(model):
