@@ -30,6 +30,7 @@ class TrainOptions:
         steps: Train for this many optimizer steps.
         minutes: Train for this many minutes; 5.5 where no steps are given.
         batch_size: Windows of context_length tokens in a step.
+        mask_documents: No token sees another document of its window, and positions restart with every document.
         optimizer: muon (for matrices, Adam for the rest) or adamw.
         learning_rate: Peak learning rate; for muon, that of the matrices.
         adam_ratio: With muon, Adam's learning rate as a share of learning_rate.
@@ -67,6 +68,7 @@ class TrainOptions:
     steps: int | None = None
     minutes: float | None = None
     batch_size: int = 8
+    mask_documents: bool = False
     optimizer: Literal["muon", "adamw"] = "muon"
     learning_rate: float = 0.02
     adam_ratio: float = 0.3

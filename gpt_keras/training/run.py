@@ -68,7 +68,9 @@ class TrainingRun:
         """Run all stages. The summary, which is also written to summary.json."""
         corpus = self.corpus
         config = self.options.model_config(corpus.tokenizer.vocabulary_size)
-        batches = Batches.of([(corpus, None)], config.context_length, self.options.batch_size, seed=self.options.seed)
+        begin_id = corpus.tokenizer.begin_id if self.options.mask_documents else None
+        shape = (config.context_length, self.options.batch_size)
+        batches = Batches.of([(corpus, None)], *shape, seed=self.options.seed, begin_id=begin_id)
         with self._stage("training"):
             metrics = self._train(config, corpus, batches)
         with self._stage("evaluation"):
