@@ -192,8 +192,8 @@ class Batches:
             for epoch in np.unique(epochs[which == i]).tolist():
                 here = (which == i) & (epochs == epoch)
                 key = (self.seed, epoch) if i == 0 else (self.seed, epoch, i)
-                offset = _keyed(*key, 0) % self.context_length
-                order = permute(index[here] % size, size, _keyed(*key, 1))
+                offset = keyed(*key, 0) % self.context_length
+                order = permute(index[here] % size, size, keyed(*key, 1))
                 starts[here] = offset + order * self.context_length
         return which, starts
 
@@ -257,7 +257,8 @@ def _num_windows(stream: TokenStream, context_length: int) -> int:
     return (len(stream) - context_length) // context_length
 
 
-def _keyed(*parts: int) -> int:
+def keyed(*parts: int) -> int:
+    """A key for `permute` that all of `parts` decide."""
     digest = hashlib.blake2b(",".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 

@@ -168,12 +168,9 @@ def read_part(part: Part, text_key: str, repair: bool = False) -> Iterator[Docum
         text = _decode(part.content, part.name.partition("#")[0], part.offset)
         if text.strip():
             yield Document(part.name, text)
-    elif part.kind == "lines":
-        assert isinstance(part.content, bytes)
-        yield from _json_lines(part, text_key, repair)
     else:
-        for number, text in enumerate(part.content, part.first):
-            yield from _from_text(text, f"{part.name}:{number}", text_key, repair)
+        for name, text in read_values(part, text_key):
+            yield from _from_text(text, name, text_key, repair)
 
 
 def _find_files(source: str) -> tuple[list[Path], Path]:
@@ -361,20 +358,30 @@ def _place_to_cut(raw: bytes) -> int:
     return place
 
 
-def _json_lines(part: Part, text_key: str, repair: bool) -> Iterator[Document]:
-    offset = part.offset
+def read_values(part: Part, key: str) -> Iterator[tuple[str, Any]]:
+    """The field `key` of each record of a part, whatever it holds, with the record's name.
+
+    Raises:
+        InputError: It is not JSON, or a record has no such field.
+    """
+    if part.kind == "records":
+        for number, value in enumerate(part.content, part.first):
+            yield f"{part.name}:{number}", value
+        return
+    if part.kind == "text":
+        raise InputError(f"{part.name}: expected records with a field {key!r}, as JSON lines (.jsonl) have, not text")
     assert isinstance(part.content, bytes)
+    offset = part.offset
     for number, raw in enumerate(part.content.split(b"\n"), part.first):
         line = _decode(raw, part.name, offset)
         offset += len(raw) + 1
         if not line.strip():
             continue
-        name = f"{part.name}:{number}"
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(f"{part.name}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
-        yield from _from_text(_field(record, name, text_key), name, text_key, repair)
+        yield f"{part.name}:{number}", _field(record, f"{part.name}:{number}", key)
 
 
 def _field(record: Any, name: str, text_key: str) -> Any:

@@ -1,0 +1,251 @@
+"""Fine-tuning batches out of conversations: tokenized, packed into rows, and drawn by number.
+
+    {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}
+
+Several conversations share a row, with segment ids so that none sees another, since most are much shorter than the
+context. Which ones do is decided once, by best fit; batch number n is then a pure function of (examples, seed, n), as
+in `gpt_keras.data.pretraining`.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from gpt_keras.data.conversations import encode_for_training
+from gpt_keras.data.errors import InputError
+from gpt_keras.data.pipeline import numbered_dataset
+from gpt_keras.data.pretraining import keyed, permute
+from gpt_keras.data.sources import open_source, read_values
+from gpt_keras.data.tokenizer import Tokenizer
+
+Truncation = Literal["refuse", "drop", "cut_start", "cut_end"]
+INPUTS = ("token_ids", "positions", "segment_ids")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Tokenized conversations behind one another.
+
+    Attributes:
+        tokens: int32 [tokens].
+        trained: bool [tokens]; whether the model is trained to say this token.
+        ends: int64 [examples]; where each example ends.
+        dropped: Examples left out, by reason: `too_long`, `nothing_to_learn`.
+        cut: How many examples were cut.
+    """
+
+    tokens: np.ndarray
+    trained: np.ndarray
+    ends: np.ndarray
+    dropped: dict[str, int]
+    cut: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @functools.cached_property
+    def starts(self) -> np.ndarray:
+        """int64 [examples]; where each example begins."""
+        return np.append(0, self.ends[:-1])
+
+
+def read_examples(
+    sources: str | Sequence[str],
+    tokenizer: Tokenizer,
+    context_length: int,
+    truncation: Truncation = "refuse",
+    template: str | None = None,
+    report: Callable[[int], None] = lambda examples: None,
+) -> Examples:
+    """Read and tokenize conversations.
+
+    Args:
+        sources: JSON lines, Parquet, tfds: or hf: (`gpt_keras.data.sources`) with a field `messages`.
+        tokenizer: The model's.
+        context_length: The longest example that fits has one token more, which is only predicted.
+        truncation: What to do with a longer one: refuse the data; drop it; cut_start, keep its last tokens, so that a
+            system message is lost and the last answer is kept; or cut_end, keep its first tokens, so that an answer may
+            have no end.
+        template: Another chat template than the tokenizer's.
+        report: Called with the number of examples read so far.
+
+    Raises:
+        InputError: Naming the file and line: it is no conversation, or one that is too long.
+    """
+    tokens: list[np.ndarray] = []
+    trained: list[np.ndarray] = []
+    dropped = {"too_long": 0, "nothing_to_learn": 0}
+    cut = read = 0
+    opened = [open_source(source, "messages") for source in ([sources] if isinstance(sources, str) else sources)]
+    values = (value for source in opened for part in source.parts() for value in read_values(part, "messages"))
+    for name, messages in values:
+        if not isinstance(messages, list | np.ndarray):
+            raise InputError(f"{name}: messages must be a list of turns, not {type(messages).__name__}")
+        try:
+            ids, says = encode_for_training(tokenizer, list(messages), template)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        read += 1
+        report(read)
+        if len(ids) > context_length + 1:
+            if truncation == "refuse":
+                raise InputError(
+                    f"{name}: {len(ids):,} tokens do not fit a context of {context_length:,}: use a longer one, or "
+                    "choose what to do with long examples: drop, cut_start or cut_end"
+                )
+            if truncation == "drop":
+                dropped["too_long"] += 1
+                continue
+            kept = slice(-context_length - 1, None) if truncation == "cut_start" else slice(context_length + 1)
+            ids, says = ids[kept], says[kept]
+            cut += 1
+        if not any(says[1:]):
+            dropped["nothing_to_learn"] += 1
+            continue
+        tokens.append(np.array(ids, np.int32))
+        trained.append(np.array(says, bool))
+    if not tokens:
+        raise InputError(f"{', '.join(source.name for source in opened)}: no example to learn from is left")
+    ends = np.cumsum([len(ids) for ids in tokens], dtype=np.int64)
+    return Examples(np.concatenate(tokens), np.concatenate(trained), ends, dropped, cut)
+
+
+@dataclass(frozen=True)
+class PackedBatches:
+    """The endless sequence of fine-tuning batches of one run; every epoch visits every example once.
+
+    Args:
+        examples: What to learn from.
+        context_length: Tokens of a row.
+        batch_size: Rows of a batch, over all hosts.
+        padding_id: The token that rows are filled up with.
+        seed: Another seed is another order.
+        host: This host's number.
+        num_hosts: How many hosts share each batch; where they do not divide it, the first ones have a row more.
+
+    Raises:
+        InputError: An example is longer than a row, or there are more hosts than rows in a batch.
+    """
+
+    examples: Examples
+    context_length: int
+    batch_size: int
+    padding_id: int
+    seed: int = 0
+    host: int = 0
+    num_hosts: int = 1
+
+    def __post_init__(self) -> None:
+        longest = int((self.examples.ends - self.examples.starts).max()) - 1
+        if longest > self.context_length:
+            raise InputError(f"an example of {longest + 1:,} tokens does not fit a context of {self.context_length:,}")
+        if not 0 <= self.host < self.num_hosts <= self.batch_size:
+            raise InputError(
+                f"host {self.host} of {self.num_hosts} has no part of a batch of {self.batch_size}: use a larger batch"
+            )
+
+    @functools.cached_property
+    def rows(self) -> list[list[int]]:
+        """The numbers of the examples in each row."""
+        return pack(self.examples.ends - self.examples.starts - 1, self.context_length)
+
+    @property
+    def padding_share(self) -> float:
+        """What part of the rows is padding."""
+        filled = len(self.examples.tokens) - len(self.examples)
+        return 1.0 - filled / (len(self.rows) * self.context_length)
+
+    def batch(self, number: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+        """Batch `number`: (inputs, targets, weights), each [rows, context_length]; int32, weights float32.
+
+        The target of a token is the token behind it, so an example's last token is a target only. Weights are 1 where
+        the target is trained, 0 elsewhere. Positions begin at 0 in every example; segment ids count the examples of a
+        row from 1 on and are 0 for padding.
+
+            example 1    <s> <|user|> Hi </s> <|assistant|> Yes </s>
+            example 2    <s> <|user|> Go </s> <|assistant|> No </s>
+            token_ids    <s> <|user|> Hi   </s>          <|assistant|> Yes  <s>      <|user|> ... <pad>
+            targets      <|user|>  Hi </s> <|assistant|> Yes           </s> <|user|> Go       ... <pad>
+            weights      0    0       0    0             1             1    0        0        ... 0
+            positions    0    1       2    3             4             5    0        1        ... 0
+            segment_ids  1    1       1    1             1             1    2        2        ... 0
+        """
+        *inputs, targets, weights = self._load(number)
+        return dict(zip(INPUTS, inputs, strict=True)), targets, weights.astype(np.float32)
+
+    def dataset(self, start: int = 0, stop: int | None = None) -> Any:
+        """The batches from number `start` on as a `tf.data.Dataset` with static shapes, prepared ahead of use."""
+        shape = (len(range(self.host, self.batch_size, self.num_hosts)), self.context_length)
+
+        def finish(*parts: Any) -> Any:
+            import tensorflow as tf
+
+            *inputs, targets, weights = parts
+            return dict(zip(INPUTS, inputs, strict=True)), targets, tf.cast(weights, tf.float32)
+
+        return numbered_dataset(self._load, finish, [shape] * (len(INPUTS) + 2), start, stop)
+
+    def _load(self, number: int) -> tuple[np.ndarray, ...]:
+        draws = np.arange(number * self.batch_size, (number + 1) * self.batch_size)[self.host :: self.num_hosts]
+        epochs = draws // len(self.rows)
+        index = np.empty(len(draws), np.int64)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            index[here] = permute(draws[here] % len(self.rows), len(self.rows), keyed(self.seed, epoch))
+        token_ids, positions, segment_ids, targets, weights = np.zeros((5, len(draws), self.context_length), np.int32)
+        token_ids[:] = targets[:] = self.padding_id
+        starts, ends = self.examples.starts, self.examples.ends
+        for row, place in enumerate(index.tolist()):
+            filled = 0
+            for segment, example in enumerate(self.rows[place], 1):
+                start, end = starts[example], ends[example]
+                to = slice(filled, filled + end - start - 1)
+                token_ids[row, to] = self.examples.tokens[start : end - 1]
+                targets[row, to] = self.examples.tokens[start + 1 : end]
+                weights[row, to] = self.examples.trained[start + 1 : end]
+                positions[row, to] = np.arange(end - start - 1)
+                segment_ids[row, to] = segment
+                filled = to.stop
+        return token_ids, positions, segment_ids, targets, weights
+
+
+def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:
+    """Put items into rows of `capacity` by best fit, longest first: each goes where the least room is left behind it.
+
+    Args:
+        lengths: int [items], each at most `capacity`.
+        capacity: Of a row.
+
+    Returns:
+        The items of each row, in ascending order; rows in the order of their first items.
+
+    Source: Johnson 1974, "Fast algorithms for bin packing"; for sequences, Ding et al. 2024,
+    https://arxiv.org/abs/2404.10830.
+    """
+    rows: list[list[int]] = []
+    open_rows: list[list[int]] = [[] for _ in range(capacity + 1)]  # by the room left
+    rooms: list[int] = []  # those that a row has, ascending
+    for item in np.argsort(-np.asarray(lengths), kind="stable").tolist():
+        length = int(lengths[item])
+        found = bisect.bisect_left(rooms, length)
+        if found == len(rooms):
+            row, room = len(rows), capacity
+            rows.append([])
+        else:
+            room = rooms[found]
+            row = open_rows[room].pop()
+            if not open_rows[room]:
+                del rooms[found]
+        rows[row].append(item)
+        left = room - length
+        if left:
+            if not open_rows[left]:
+                bisect.insort(rooms, left)
+            open_rows[left].append(row)
+    return sorted((sorted(row) for row in rows), key=lambda row: row[0])
