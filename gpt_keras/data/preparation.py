@@ -27,35 +27,37 @@ from typing import IO, Any
 
 import numpy as np
 
-from gpt_keras.data.cleaning import Cleaner, CleaningOptions
-from gpt_keras.data.duplicates import BANDS, MARGIN, ROWS, Sorter, features, pairs_in_groups
+from gpt_keras.data.cleaning import CleaningOptions
+from gpt_keras.data.duplicates import BANDS, MARGIN, ROWS, Sorter, pairs_in_groups
 from gpt_keras.data.errors import InputError
-from gpt_keras.data.fast_encoding import FastEncoder
 from gpt_keras.data.files import put_in_place, sweep, whole_file
 from gpt_keras.data.sentencepiece_tokenizer import SentencePieceTokenizer, train_tokenizer
-from gpt_keras.data.shards import FORMAT, SPLITS, Corpus, ShardWriter
-from gpt_keras.data.sources import Block, Document, Source, open_source, read_part
-from gpt_keras.data.split import Split, line_before, parse_rule, plan_split
+from gpt_keras.data.shards import SPLITS, Corpus, ShardWriter, id_dtype
+from gpt_keras.data.sources import Block, Source, open_source
+from gpt_keras.data.split import Split, parse_rule, plan_split
+from gpt_keras.data.stages import (
+    CUT,
+    DOCUMENT,
+    DROPPED,
+    EXAMPLES,
+    NOTHING,
+    REASONS,
+    TRAIN,
+    VALIDATION,
+    EncodeBlock,
+    ScanBlock,
+    TokenizerFiles,
+    Work,
+    add_totals,
+    examples,
+    first_pairs,
+    manifest,
+)
 from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.data.workers import map_in_order
 
 SUFFIX = ".preparing"
 NOTE_SECONDS = 2.0
-EXAMPLES = 3
-EXAMPLE_CHARACTERS = 200
-LENGTH_BINS = 32
-REASONS = (
-    "empty",
-    "min_characters",
-    "max_characters",
-    "language_filter",
-    "exact_duplicate",
-    "near_duplicate",
-)
-"""Why documents are dropped."""
-
-_TRAIN, _VALIDATION, _CUT, _DROPPED = 0, 1, 2, 16
-_DOCUMENT = np.dtype([("digest", "<u8", 2), ("size", "<u4"), ("reason", "u1")])
 
 
 @dataclass(frozen=True)
@@ -252,14 +254,14 @@ class _Preparation:
             files = [
                 stack.enter_context(_open_at(self.folder / name, count))
                 for name, count in (
-                    ("documents", note["documents"] * _DOCUMENT.itemsize),
+                    ("documents", note["documents"] * DOCUMENT.itemsize),
                     ("bands", note["documents"] * BANDS * 8),
                     ("signatures", note["documents"] * BANDS * ROWS),
                     ("blocks", note["blocks"] * 8),
                 )
             ]
             noted = time.monotonic()
-            work = _ScanBlock(self.options.text_key, self.options.cleaning)
+            work = ScanBlock(self.options.text_key, self.options.cleaning)
             blocks = ((block, size) for _, block, size in self._blocks(note["blocks"]))
             with contextlib.closing(map_in_order(work, blocks, self._workers)) as results:
                 for size, rows, changed, shown in results:
@@ -292,7 +294,7 @@ class _Preparation:
         """Find duplicates, hold out, and write each document's fate to `decisions`."""
         if _read_json(self.folder / "split.json") is not None:
             return
-        documents = self._map("documents", _DOCUMENT)
+        documents = self._map("documents", DOCUMENT)
         count = len(documents)
         if count == 0:
             raise InputError(f"{', '.join(self.names)}: the corpus is empty: no document with any text in it")
@@ -302,7 +304,7 @@ class _Preparation:
         alone = np.memmap(self.folder / "alone", np.bool_, "w+", shape=(count,))
         for chunk in _chunks(count):
             reasons = documents["reason"][chunk]
-            fate[chunk] = np.where(reasons > 0, _DROPPED + reasons, _TRAIN)
+            fate[chunk] = np.where(reasons > 0, DROPPED + reasons, TRAIN)
             alone[chunk] = True
         shown: dict[str, list[list[int]]] = {}
         # Documents that equal an earlier one are compared with others through that one.
@@ -313,13 +315,13 @@ class _Preparation:
             if mode == "none":
                 equal.write(pairs.tobytes())
             else:
-                fate[pairs[:, 0]] = _DROPPED + 1 + REASONS.index("exact_duplicate")
-                shown["exact_duplicate"] = _first_pairs(shown.get("exact_duplicate", []), pairs)
+                fate[pairs[:, 0]] = DROPPED + 1 + REASONS.index("exact_duplicate")
+                shown["exact_duplicate"] = first_pairs(shown.get("exact_duplicate", []), pairs)
         for pairs, alike in self._near_pairs(documents, fate, copies):
             if mode == "near":
                 drop = pairs[alike >= self.options.cleaning.similarity]
-                fate[drop[:, 0]] = _DROPPED + 1 + REASONS.index("near_duplicate")
-                shown["near_duplicate"] = _first_pairs(shown.get("near_duplicate", []), drop)
+                fate[drop[:, 0]] = DROPPED + 1 + REASONS.index("near_duplicate")
+                shown["near_duplicate"] = first_pairs(shown.get("near_duplicate", []), drop)
                 pairs = pairs[alike < self.options.cleaning.similarity]
             alone[pairs.ravel()] = False
         equal.seek(0)
@@ -327,19 +329,19 @@ class _Preparation:
             alone[pairs[:, 0]] = alone[pairs[:, 1]]
         equal.close()
         digests, sizes = documents["digest"][:, 0], documents["size"]
-        split = plan_split(digests, sizes, _Compared(fate, _TRAIN), alone, self.options.validation)
+        split = plan_split(digests, sizes, _Compared(fate, TRAIN), alone, self.options.validation)
         totals: Counter[str] = Counter()
         dropped_bytes: Counter[str] = Counter()
         for chunk in _chunks(count):
-            held = split.held_out(chunk.start, digests[chunk]) & alone[chunk] & (fate[chunk] == _TRAIN)
-            fate[chunk] = np.where(held, _VALIDATION, fate[chunk])
-            for number, reason in enumerate(REASONS, _DROPPED + 1):
+            held = split.held_out(chunk.start, digests[chunk]) & alone[chunk] & (fate[chunk] == TRAIN)
+            fate[chunk] = np.where(held, VALIDATION, fate[chunk])
+            for number, reason in enumerate(REASONS, DROPPED + 1):
                 here = fate[chunk] == number
                 if here.any():
                     totals[reason] += int(here.sum())
                     dropped_bytes[reason] += int(sizes[chunk][here].sum(dtype=np.int64))
         if split.tail_document is not None:
-            fate[split.tail_document] = _CUT if split.tail_byte > 0 else _VALIDATION
+            fate[split.tail_document] = CUT if split.tail_byte > 0 else VALIDATION
         fate.flush()
         os.replace(self.folder / "decisions.part", self.folder / "decisions")
         record = {
@@ -356,7 +358,7 @@ class _Preparation:
         """(document, the first one with the same text), some at a time."""
         sorter = Sorter(self.folder, len(documents))
         for chunk in _chunks(len(documents)):
-            numbers = np.arange(chunk.start, chunk.stop)[fate[chunk] == _TRAIN]
+            numbers = np.arange(chunk.start, chunk.stop)[fate[chunk] == TRAIN]
             sorter.add(documents["digest"][numbers, 0], numbers)
         for _, numbers in sorter.groups():
             digests = documents["digest"][numbers]
@@ -386,13 +388,13 @@ class _Preparation:
 
     def texts(self, side: str) -> Iterator[str]:
         """The texts of one side, in order."""
-        work = _EncodeBlock(self.options.text_key, self.options.cleaning, None)
+        work = EncodeBlock(self.options.text_key, self.options.cleaning, None)
         for item in self._decided(0):
             for kept, document in work.sides(item):
                 if kept == side:
                     yield document.text
 
-    def _decided(self, first: int, shown: dict[int, str] | None = None) -> Iterator[_Work]:
+    def _decided(self, first: int, shown: dict[int, str] | None = None) -> Iterator[Work]:
         """The blocks from number `first` on with the fates of their documents."""
         split = Split(**_must_read(self.folder / "split.json")["split"])
         counts = self._map("blocks", np.dtype("<u8"))
@@ -407,7 +409,7 @@ class _Preparation:
             cut = (split.tail_document or 0) - start
             tail = (cut, split.tail_byte) if split.tail_document is not None and 0 <= cut < count else None
             fate = np.array(fates[start : start + count])
-            yield _Work(source, block, size, start, fate, tail, here.tolist())
+            yield Work(source, block, size, start, fate, tail, here.tolist())
             start += count
 
     def encode(self, tokenizer: Tokenizer, output: Path) -> None:
@@ -424,12 +426,11 @@ class _Preparation:
         folder = self.folder / "corpus"
         if note is None or not folder.exists():  # killed just behind the end: the corpus is in its place already
             shutil.rmtree(folder, ignore_errors=True)
-            empty = {"documents": 0, "tokens": 0, "bytes": 0, "lengths": [0] * LENGTH_BINS}
             note = {"tokenizer": tokenizer.fingerprint, "blocks": 0, "documents": 0, "held_out_bytes": 0}
             note |= {"writers": dict.fromkeys(SPLITS), "names": {}, "largest_id": 0}
-            note |= {"totals": {split: dict(empty) for split in SPLITS}}
+            note |= {"totals": {split: dict(NOTHING) for split in SPLITS}}
         folder.mkdir(exist_ok=True)
-        dtype = np.dtype(np.uint16 if tokenizer.vocabulary_size <= 1 << 16 else np.uint32)
+        dtype = id_dtype(tokenizer.vocabulary_size)
         writers = {split: ShardWriter(folder, split, dtype, note["writers"][split]) for split in SPLITS}
         wanted = {number: "" for pairs in record["pairs"].values() for pair in pairs for number in pair}
         done = sum(note["totals"][split]["bytes"] for split in SPLITS)
@@ -442,24 +443,20 @@ class _Preparation:
                 _write_json(self.folder / "encode.json", note)
 
             noted = time.monotonic()
-            work = _EncodeBlock(self.options.text_key, self.options.cleaning, _TokenizerFiles.of(tokenizer))
+            work = EncodeBlock(self.options.text_key, self.options.cleaning, TokenizerFiles.of(tokenizer))
             items = self._decided(note["blocks"], wanted)
             with contextlib.closing(map_in_order(work, items, self._workers)) as results:
                 for result in results:
                     for split in SPLITS:
                         side = result.sides[split]
                         writers[split].add(side.tokens, result.source)
-                        total = note["totals"][split]
-                        for name in ("documents", "tokens", "bytes"):
-                            total[name] += getattr(side, name) if name != "tokens" else len(side.tokens)
-                        total["lengths"] = [int(a + b) for a, b in zip(total["lengths"], side.lengths, strict=True)]
-                        if len(side.tokens):
-                            note["largest_id"] = max(note["largest_id"], int(side.tokens.max()))
+                        note["totals"][split] = add_totals(note["totals"][split], side.totals)
+                        note["largest_id"] = max(note["largest_id"], side.largest_id)
                     held_out_text.write(result.held_out)
                     note["names"] |= result.names
                     note["blocks"] += 1
                     note["documents"] += result.documents
-                    done += sum(result.sides[split].bytes for split in SPLITS)
+                    done += sum(result.sides[split].totals["bytes"] for split in SPLITS)
                     self._report(Progress("tokenizing", note["documents"], done, record["bytes"]))
                     if time.monotonic() - noted > NOTE_SECONDS:
                         take_note()
@@ -467,33 +464,22 @@ class _Preparation:
             if note["blocks"] != len(self._map("blocks", np.dtype("<u8"))):
                 raise InputError(f"{', '.join(self.names)}: has changed since it was first read; prepare it again")
             take_note()
-        for split in SPLITS:
-            if note["totals"][split]["documents"] == 0:
-                raise InputError(
-                    f"{', '.join(self.names)}: nothing is left for {split}; change what is held out with --validation"
-                )
         for name, content in tokenizer.files.items():
             (folder / name).write_bytes(content)
         shards = {split: writer.finish() for split, writer in writers.items()}
-        manifest = {
-            "format": FORMAT,
-            "sources": [{"source": n, "weight": w} for n, w in zip(self.names, self.weights, strict=True)],
-            "validation": record["split"]["rule"],
-            "tokenizer": tokenizer.fingerprint,
-            "vocabulary_size": tokenizer.vocabulary_size,
-            "begin_id": tokenizer.begin_id,
-            "end_id": tokenizer.end_id,
-            "largest_id": note["largest_id"],
-            "dtype": dtype.name,
-            "cleaning": {
-                "options": dataclasses.asdict(self.options.cleaning),
-                "changed": _must_read(self.folder / "scan.json")["counts"],
-                "dropped": record["dropped"],
-                "examples": self._examples(record["pairs"], note["names"]),
-            },
-            "splits": {split: {**note["totals"][split], "shards": shards[split]} for split in SPLITS},
-        }
-        (folder / "corpus.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        corpus = manifest(
+            list(zip(self.names, self.weights, strict=True)),
+            record["split"]["rule"],
+            tokenizer,
+            self.options.cleaning,
+            _must_read(self.folder / "scan.json")["counts"],
+            record["dropped"],
+            examples(_must_read(self.folder / "scan.json")["examples"], record["pairs"], note["names"]),
+            note["totals"],
+            note["largest_id"],
+            shards,
+        )
+        (folder / "corpus.json").write_text(corpus, "utf-8")
         for path in folder.iterdir():
             with open(path, "rb") as stream:
                 os.fsync(stream.fileno())
@@ -501,158 +487,12 @@ class _Preparation:
         (self.folder / "plan.json").unlink()  # without it a later call takes the rest for what it is
         shutil.rmtree(self.folder)
 
-    def _examples(self, pairs: dict[str, list[list[int]]], names: dict[str, list[str]]) -> dict[str, Any]:
-        """For each reason the first few documents that it dropped."""
-        examples: dict[str, Any] = dict(_must_read(self.folder / "scan.json")["examples"])
-        for reason, found in pairs.items():
-            examples[reason] = []
-            for number, earlier in found[:EXAMPLES]:
-                name, text = names[str(number)]
-                examples[reason].append({"name": name, "text": text, "like": names[str(earlier)][0]})
-        return examples
-
     def _map(self, name: str, dtype: np.dtype, columns: int | None = None) -> np.ndarray:
         path = self.folder / name
         if path.stat().st_size == 0:
             return np.zeros(0 if columns is None else (0, columns), dtype)
         flat = np.memmap(path, dtype, "r")
         return flat if columns is None else flat.reshape(-1, columns)
-
-
-@dataclass
-class _Work:
-    """A block, and what becomes of its documents."""
-
-    source: int
-    block: Block
-    size: int
-    first: int
-    fates: np.ndarray
-    tail: tuple[int, int] | None
-    shown: list[int]
-
-
-@dataclass
-class _Side:
-    """What a block gives to one split."""
-
-    tokens: np.ndarray
-    documents: int
-    bytes: int
-    lengths: np.ndarray
-
-
-@dataclass
-class _Encoded:
-    source: int
-    documents: int
-    sides: dict[str, _Side]
-    held_out: bytes
-    names: dict[str, list[str]]
-
-
-class _ScanBlock:
-    """The first pass over a block, in any process."""
-
-    def __init__(self, text_key: str, cleaning: CleaningOptions) -> None:
-        self._text_key, self._cleaning = text_key, cleaning
-
-    def __call__(self, item: tuple[Block, int]) -> tuple[int, tuple[np.ndarray, ...], Counter[str], dict[str, list]]:
-        block, size = item
-        cleaner = Cleaner(self._cleaning)
-        texts, reasons = [], []
-        shown: dict[str, list[dict[str, str]]] = {}
-        for document in _documents(block, self._text_key, self._cleaning):
-            text, reason = cleaner.clean(document.text)
-            texts.append(text)
-            reasons.append(0 if reason is None else 1 + REASONS.index(reason))
-            if reason is not None and len(shown.setdefault(reason, [])) < EXAMPLES:
-                shown[reason].append({"name": document.name, "text": text[:EXAMPLE_CHARACTERS]})
-        records = np.zeros(len(texts), _DOCUMENT)
-        if not texts:
-            return size, (records, np.zeros(0), np.zeros(0)), cleaner.counts, shown
-        found = features(texts)
-        records["digest"], records["reason"] = found.digests, reasons
-        records["size"] = [len(text.encode()) for text in texts]
-        return size, (records, found.bands, found.signatures), cleaner.counts, shown
-
-
-class _EncodeBlock:
-    """The second pass over a block, in any process."""
-
-    def __init__(self, text_key: str, cleaning: CleaningOptions, tokenizer: _TokenizerFiles | None) -> None:
-        self._text_key, self._cleaning, self._tokenizer = text_key, cleaning, tokenizer
-        self._encoder: FastEncoder | None = None
-
-    def __call__(self, work: _Work) -> _Encoded:
-        assert self._tokenizer is not None
-        self._encoder = self._encoder or FastEncoder(self._tokenizer.load())
-        documents: dict[str, list[Document]] = {split: [] for split in SPLITS}
-        names: dict[str, list[str]] = {}
-        for side, document in self.sides(work, names):
-            documents[side].append(document)
-        lines = (
-            json.dumps({"name": document.name, "text": document.text}, ensure_ascii=False) + "\n"
-            for document in documents["validation"]
-        )
-        sides = {split: self._encode([document.text for document in documents[split]]) for split in SPLITS}
-        return _Encoded(work.source, len(work.fates), sides, "".join(lines).encode(), names)
-
-    def sides(self, work: _Work, names: dict[str, list[str]] | None = None) -> Iterator[tuple[str, Document]]:
-        """The documents that are kept, cleaned, each with its split."""
-        cleaner = Cleaner(self._cleaning)
-        documents = list(_documents(work.block, self._text_key, self._cleaning))
-        if len(documents) != len(work.fates):
-            raise InputError(f"{work.block[0].name}: has changed since it was first read; prepare it again")
-        for number in work.shown:
-            text, _ = cleaner.clean(documents[number].text)
-            if names is not None:
-                names[str(work.first + number)] = [documents[number].name, text[:EXAMPLE_CHARACTERS]]
-        for number, (document, fate) in enumerate(zip(documents, work.fates.tolist(), strict=True)):
-            if fate >= _DROPPED:
-                continue
-            document = Document(document.name, cleaner.clean(document.text)[0])
-            if fate == _CUT:
-                assert work.tail is not None and work.tail[0] == number
-                raw = document.text.encode()
-                cut = line_before(raw, work.tail[1])
-                if cut > 0:
-                    yield "train", Document(document.name, raw[:cut].decode())
-                yield "validation", Document(document.name + "#tail", raw[cut:].decode())
-            else:
-                yield "validation" if fate == _VALIDATION else "train", document
-
-    def _encode(self, texts: list[str]) -> _Side:
-        assert self._encoder is not None and self._tokenizer is not None
-        ids, ends = self._encoder.encode(texts)
-        lengths = np.diff(ends, prepend=0) + 2
-        stops = np.cumsum(lengths)
-        tokens = np.empty(len(ids) + 2 * len(texts), np.uint32)
-        text = np.ones(len(tokens), bool)
-        text[stops - lengths] = text[stops - 1] = False
-        tokens[stops - lengths], tokens[stops - 1] = self._tokenizer.begin_id, self._tokenizer.end_id
-        tokens[text] = ids
-        bins = np.bincount(np.log2(lengths).astype(int), minlength=LENGTH_BINS) if texts else np.zeros(LENGTH_BINS, int)
-        return _Side(tokens, len(texts), sum(len(text.encode()) for text in texts), bins)
-
-
-@dataclass(frozen=True)
-class _TokenizerFiles:
-    """A tokenizer on its way to another process."""
-
-    files: dict[str, bytes]
-    begin_id: int
-    end_id: int
-
-    @classmethod
-    def of(cls, tokenizer: Tokenizer) -> _TokenizerFiles:
-        assert tokenizer.begin_id is not None and tokenizer.end_id is not None
-        return cls(dict(tokenizer.files), tokenizer.begin_id, tokenizer.end_id)
-
-    def load(self) -> Tokenizer:
-        tokenizer = Tokenizer.from_files(self.files, "the tokenizer")
-        assert tokenizer is not None
-        return tokenizer
 
 
 class _Compared:
@@ -663,19 +503,6 @@ class _Compared:
 
     def __getitem__(self, where: slice) -> np.ndarray:
         return self._array[where] == self._value
-
-
-def _documents(block: Block, text_key: str, cleaning: CleaningOptions) -> Iterator[Document]:
-    return (document for part in block for document in read_part(part, text_key, cleaning.normalize))
-
-
-def _first_pairs(held: list[list[int]], pairs: np.ndarray) -> list[list[int]]:
-    """The first few documents of `held` and `pairs`, each with the first one that it is like."""
-    best: dict[int, int] = {}
-    first = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))][: 100 * EXAMPLES]
-    for document, earlier in [*held, *first.tolist()]:
-        best[document] = min(earlier, best.get(document, earlier))
-    return [list(pair) for pair in sorted(best.items())[:EXAMPLES]]
 
 
 def _chunks(count: int) -> Iterable[slice]:

@@ -37,6 +37,11 @@ SPLITS = ("train", "validation")
 _HEADER_BYTES = 128
 
 
+def id_dtype(vocabulary_size: int) -> np.dtype:
+    """What ids of this vocabulary are stored as: uint16, or uint32 above 65,536 pieces."""
+    return np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.uint32)
+
+
 class ShardWriter:
     """Writes one split's tokens into shards of `SHARD_TOKENS`, and can go on where an earlier process was killed.
 

@@ -16,6 +16,8 @@ import numpy as np
 from gpt_keras.data.errors import InputError
 
 _CHUNK = 1 << 20
+_BIN = np.uint64(48)
+"""A digest's first 16 bits are its bin."""
 
 
 @dataclass(frozen=True)
@@ -57,44 +59,91 @@ def plan_split(digests: np.ndarray, sizes: np.ndarray, kept: Any, alone: np.ndar
         InputError: The corpus is empty, too small to split, or the rule makes no sense.
     """
     by_tail, fraction = parse_rule(rule)
-    total, count, lowest, highest = 0, 0, 2**64, -1
-    # Bytes of the documents that may be held out, by the first 16 bits of the digest.
-    histogram = np.zeros(1 << 16, np.int64)
+    tally = Tally()
     for chunk in _chunks(len(digests)):
-        chosen = digests[chunk][kept[chunk]]
-        total, count = total + int(sizes[chunk][kept[chunk]].sum(dtype=np.int64)), count + len(chosen)
-        if len(chosen):
-            lowest, highest = min(lowest, int(chosen.min())), max(highest, int(chosen.max()))
-        able = kept[chunk] & alone[chunk]
-        np.add.at(histogram, (digests[chunk][able] >> np.uint64(48)).astype(np.int64), sizes[chunk][able])
-    if count == 0:
+        tally.add(digests[chunk][kept[chunk]], sizes[chunk][kept[chunk]], alone[chunk][kept[chunk]])
+    if tally.documents == 0:
         raise InputError("the corpus is empty: no document with any text in it")
-    if by_tail or lowest == highest:
+    if by_tail or tally.lowest == tally.highest:
         share = 0.1 if fraction is None else fraction
-        cut = total - max(1, int(total * share))
-        if cut <= 0 or total < 2:
-            raise InputError(f"the corpus is too small to hold anything out of its {total} bytes")
+        cut = tally.bytes - max(1, int(tally.bytes * share))
+        if cut <= 0 or tally.bytes < 2:
+            raise InputError(f"the corpus is too small to hold anything out of its {tally.bytes} bytes")
         return _tail(sizes, kept, cut, f"tail:{share}")
-    wanted = total * fraction if fraction is not None else min(max(0.05 * total, min(5e5, 0.1 * total)), 1e7)
-    before = np.cumsum(histogram) - histogram
-    last_bin = int(np.searchsorted(before, wanted)) - 1  # the bin in which enough is reached
+    last_bin = tally.last_bin(rule)
     inside: dict[int, int] = {}
     for chunk in _chunks(len(digests)):
-        here = kept[chunk] & alone[chunk] & (digests[chunk] >> np.uint64(48) == np.uint64(last_bin))
+        here = kept[chunk] & alone[chunk] & (digests[chunk] >> _BIN == np.uint64(last_bin))
         for digest, size in zip(digests[chunk][here].tolist(), sizes[chunk][here].tolist(), strict=True):
             inside[digest] = inside.get(digest, 0) + size
-    held_out = int(before[last_bin])
-    limit = (last_bin << 48) - 1
-    for digest in sorted(inside):
-        if held_out >= wanted or digest == highest:
-            break
-        held_out, limit = held_out + inside[digest], digest
-    if held_out == 0:
-        raise InputError(
-            "there is nothing to hold out for validation: every document is nearly equal to another one; "
-            "use --deduplicate near, or --validation tail:0.1"
-        )
-    return Split(rule, digest_limit=limit)
+    return tally.split(rule, inside)
+
+
+class Tally:
+    """What decides how many documents are held out, added up a few documents at a time, in any order.
+
+    Attributes:
+        documents: Of the corpus.
+        bytes: Of their text.
+        lowest: Their lowest digest.
+        highest: Their highest digest.
+        histogram: int64 [65536]; bytes of the documents that may be held out, by the first 16 bits of the digest.
+    """
+
+    def __init__(self) -> None:
+        self.documents, self.bytes, self.lowest, self.highest = 0, 0, 2**64, -1
+        self.histogram = np.zeros(1 << 16, np.int64)
+
+    def add(self, digests: np.ndarray, sizes: np.ndarray, alone: np.ndarray) -> None:
+        """Count documents in: digests, uint64; bytes; and whether they may be held out."""
+        if len(digests):
+            self.documents += len(digests)
+            self.bytes += int(sizes.sum(dtype=np.int64))
+            self.lowest = min(self.lowest, int(digests.min()))
+            self.highest = max(self.highest, int(digests.max()))
+            np.add.at(self.histogram, (digests[alone] >> _BIN).astype(np.int64), sizes[alone])
+
+    def merge(self, other: Tally) -> None:
+        """Count in what `other` has counted."""
+        self.documents, self.bytes = self.documents + other.documents, self.bytes + other.bytes
+        self.lowest, self.highest = min(self.lowest, other.lowest), max(self.highest, other.highest)
+        self.histogram += other.histogram
+
+    def last_bin(self, rule: str) -> int:
+        """The bin of the histogram in which enough is held out."""
+        return int(np.searchsorted(self._before(), self._wanted(rule))) - 1
+
+    def split(self, rule: str, inside: dict[int, int]) -> Split:
+        """The decision.
+
+        Args:
+            rule: A fraction, or `auto`.
+            inside: The digests of the last bin, each with the bytes of its documents that may be held out.
+
+        Raises:
+            InputError: Nothing may be held out.
+        """
+        last_bin = self.last_bin(rule)
+        held_out = int(self._before()[last_bin])
+        limit = (last_bin << int(_BIN)) - 1
+        for digest in sorted(inside):
+            if held_out >= self._wanted(rule) or digest == self.highest:
+                break
+            held_out, limit = held_out + inside[digest], digest
+        if held_out == 0:
+            raise InputError(
+                "there is nothing to hold out for validation: every document is nearly equal to another one; "
+                "use --deduplicate near, or --validation tail:0.1"
+            )
+        return Split(rule, digest_limit=limit)
+
+    def _before(self) -> np.ndarray:
+        return np.cumsum(self.histogram) - self.histogram
+
+    def _wanted(self, rule: str) -> float:
+        _, fraction = parse_rule(rule)
+        total = self.bytes
+        return total * fraction if fraction is not None else min(max(0.05 * total, min(5e5, 0.1 * total)), 1e7)
 
 
 def _tail(sizes: np.ndarray, kept: Any, cut: int, rule: str) -> Split:
