@@ -42,6 +42,15 @@ def id_dtype(vocabulary_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.uint32)
 
 
+def shard_header(dtype: np.dtype, tokens: int) -> bytes:
+    """What a shard begins with; the ids follow."""
+    buffer = io.BytesIO()
+    shape = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (tokens,)}
+    np.lib.format.write_array_header_1_0(buffer, shape)
+    assert buffer.tell() == _HEADER_BYTES
+    return buffer.getvalue()
+
+
 class ShardWriter:
     """Writes one split's tokens into shards of `SHARD_TOKENS`, and can go on where an earlier process was killed.
 
@@ -78,7 +87,7 @@ class ShardWriter:
         while len(tokens):
             if self._stream is None:
                 self._stream = self._file(len(self._shards)).open("w+b")
-                self._stream.write(self._header(0))
+                self._stream.write(shard_header(self._dtype, 0))
             part = tokens[: SHARD_TOKENS - self._held]
             self._stream.write(part.astype(self._dtype).tobytes())
             self._held += len(part)
@@ -107,18 +116,11 @@ class ShardWriter:
     def _file(self, index: int) -> Path:
         return self._folder / f"{self._split}-{index:05d}.npy"
 
-    def _header(self, count: int) -> bytes:
-        buffer = io.BytesIO()
-        shape = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": (count,)}
-        np.lib.format.write_array_header_1_0(buffer, shape)
-        assert buffer.tell() == _HEADER_BYTES
-        return buffer.getvalue()
-
     def _close(self) -> None:
         if self._stream is None:
             return
         self._stream.seek(0)
-        self._stream.write(self._header(self._held))
+        self._stream.write(shard_header(self._dtype, self._held))
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self._stream.seek(0)

@@ -88,13 +88,18 @@ class Source:
         name: What it was opened as.
         text_key: The field of records that holds the text.
         parts: Call it for a fresh pass over the parts.
-        files: The files it reads, where it is files.
+        named_files: The files it reads, where it is files, each with its name in the source.
     """
 
     name: str
     text_key: str
     parts: Callable[[], Iterator[Part]]
-    files: tuple[Path, ...] = ()
+    named_files: tuple[tuple[str, Path], ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files it reads, where it is files."""
+        return tuple(file for _, file in self.named_files)
 
     def __call__(self) -> Iterator[Document]:
         """The documents, one pass a call.
@@ -107,16 +112,7 @@ class Source:
 
     def blocks(self) -> Iterator[Block]:
         """The parts in runs of about `BLOCK_BYTES`."""
-        block: Block = []
-        size = 0
-        for part in self.parts():
-            block.append(part)
-            size += part.size
-            if size >= BLOCK_BYTES:
-                yield block
-                block, size = [], 0
-        if block:
-            yield block
+        return in_blocks(self.parts())
 
     @property
     def total_bytes(self) -> int | None:
@@ -144,12 +140,27 @@ def open_source(source: str, text_key: str = "text") -> Source:
     if source.startswith("hf:"):
         return Source(source, text_key, _hugging_face_dataset(source.removeprefix("hf:"), text_key))
     files, root = _python_stdlib() if source == "python-stdlib" else _find_files(source)
+    named = tuple((_name(file, root), file) for file in files)
     return Source(
         source,
         text_key,
-        lambda: itertools.chain.from_iterable(_parts_of(file, _name(file, root), text_key) for file in files),
-        tuple(files),
+        lambda: itertools.chain.from_iterable(file_parts(file, name, text_key) for name, file in named),
+        named,
     )
+
+
+def in_blocks(parts: Iterable[Part]) -> Iterator[Block]:
+    """Parts in runs of about `BLOCK_BYTES`."""
+    block: Block = []
+    size = 0
+    for part in parts:
+        block.append(part)
+        size += part.size
+        if size >= BLOCK_BYTES:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
 
 
 def read_part(part: Part, text_key: str, repair: bool = False) -> Iterator[Document]:
@@ -204,12 +215,26 @@ def _python_stdlib() -> tuple[list[Path], Path]:
     return [p for p in sorted(root.rglob("*.py")) if not _NOT_LIBRARY.intersection(p.relative_to(root).parts)], root
 
 
-def _parts_of(file: Path, name: str, text_key: str) -> Iterator[Part]:
+def file_parts(
+    file: str | Path, name: str, text_key: str, opened: Callable[[Any], IO[bytes]] = io.FileIO
+) -> Iterator[Part]:
+    """The parts of one file.
+
+    Args:
+        file: Where it is.
+        name: Its name in the source.
+        text_key: The field of a Parquet file that holds the text.
+        opened: Opens `file`, wherever that is.
+
+    Raises:
+        InputError: It cannot be read, or is damaged.
+    """
     try:
         if name.lower().endswith(".parquet"):
-            yield from _parquet(file, name, text_key)
+            with opened(file) as packed:
+                yield from _parquet(packed, file, name, text_key)
             return
-        with _unpacked(file) as stream:
+        with opened(file) as packed, _unpacked(packed, name) as stream:
             plain = name.lower()
             for ending in _PACKED:
                 plain = plain.removesuffix(ending)
@@ -223,19 +248,19 @@ def _parts_of(file: Path, name: str, text_key: str) -> Iterator[Part]:
         raise InputError(f"{file}: cannot be read ({error.strerror or error})") from error
 
 
-def _unpacked(file: Path) -> IO[bytes]:
-    if file.name.lower().endswith(".gz"):
-        return gzip.open(file, "rb")  # type: ignore[return-value]
-    if file.name.lower().endswith(".zst"):
-        return io.BufferedReader(_Zstandard(file))
-    return open(file, "rb")
+def _unpacked(stream: IO[bytes], name: str) -> IO[bytes]:
+    if name.lower().endswith(".gz"):
+        return gzip.open(stream, "rb")  # type: ignore[return-value]
+    if name.lower().endswith(".zst"):
+        return io.BufferedReader(_Zstandard(stream))
+    return stream
 
 
 class _Zstandard(io.RawIOBase):
-    """An unpacked .zst file of one or more frames. Unlike the library's reader it notices a file that ends early."""
+    """The text of a .zst file of one or more frames. Unlike the library's reader it notices a file that ends early."""
 
-    def __init__(self, file: Path) -> None:
-        self._file = file.open("rb")
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
         self._frame: Any = None
         self._packed = self._plain = b""
 
@@ -257,10 +282,6 @@ class _Zstandard(io.RawIOBase):
         part, self._plain = self._plain[: len(buffer)], self._plain[len(buffer) :]
         buffer[: len(part)] = part
         return len(part)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
 
 def _text_parts(stream: IO[bytes], name: str) -> Iterator[Part]:
@@ -288,14 +309,14 @@ def _line_parts(stream: IO[bytes], name: str) -> Iterator[Part]:
         yield Part(name, "lines", raw, first, offset)
 
 
-def _parquet(file: Path, name: str, text_key: str) -> Iterator[Part]:
+def _parquet(stream: IO[bytes], file: str | Path, name: str, text_key: str) -> Iterator[Part]:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise InputError("Parquet files need one more package: pip install 'gpt_keras[datasets]'") from error
     try:
-        with pyarrow.parquet.ParquetFile(file, buffer_size=BLOCK_BYTES, pre_buffer=False) as table:
+        with pyarrow.parquet.ParquetFile(stream, buffer_size=BLOCK_BYTES, pre_buffer=False) as table:
             columns = table.schema_arrow.names
             if text_key not in columns:
                 raise InputError(_no_field(name, text_key, columns))
