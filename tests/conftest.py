@@ -52,7 +52,7 @@ def source(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def tokenizer(source) -> SentencePieceTokenizer:
-    return split_and_train_tokenizer(source, 512)
+    return split_and_train_tokenizer(source, 512).tokenizer
 
 
 @pytest.fixture(scope="session")

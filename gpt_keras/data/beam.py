@@ -392,7 +392,7 @@ class _Scan(beam.DoFn):
     def process(self, item: tuple[int, tuple[int, Block]]) -> Iterator[Any]:
         number, (_, block) = item
         first = _first_document(number)
-        _, (records, bands, signatures), changed, shown = self._scan((block, 0))
+        *_, (records, bands, signatures), changed, shown = self._scan((0, block, 0))
         notes = _Notes(changed)
         Metrics.counter("gpt_keras", "documents").inc(len(records))
         Metrics.counter("gpt_keras", "bytes").inc(int(records["size"].sum()))

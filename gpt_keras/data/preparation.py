@@ -58,6 +58,9 @@ from gpt_keras.data.workers import map_in_order
 
 SUFFIX = ".preparing"
 NOTE_SECONDS = 2.0
+SAMPLE_BYTES = 200_000_000
+"""How much text a tokenizer is trained on, by default."""
+BLOCK = np.dtype([("documents", "<u4"), ("source", "<u4")])
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Progress:
     """How far a preparation is.
 
     Attributes:
-        stage: `reading`, `deciding` or `tokenizing`.
+        stage: `reading`, `deciding`, `tokenizing`, or `training` for a tokenizer.
         documents: Documents done in this stage.
         bytes: Bytes of text done in this stage.
         total_bytes: Of how many, where that is known.
@@ -136,19 +139,75 @@ def prepare(
     return Corpus(output)
 
 
+@dataclass(frozen=True)
+class TrainedTokenizer:
+    """A tokenizer, and how well it does on text that it has not seen.
+
+    Attributes:
+        tokenizer: It.
+        sample_bytes: Of text that it was trained on.
+        held_out_bytes: Of held-out text, the first 10 MB of it.
+        held_out_tokens: Of the same text.
+    """
+
+    tokenizer: SentencePieceTokenizer
+    sample_bytes: int
+    held_out_bytes: int
+    held_out_tokens: int
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Compression: how much text a token stands for."""
+        return self.held_out_bytes / self.held_out_tokens
+
+
 def split_and_train_tokenizer(
     sources: str | Sequence[str],
     vocabulary_size: int,
     options: PreparationOptions = PreparationOptions(),
     report: Report = lambda progress: None,
-) -> SentencePieceTokenizer:
-    """A tokenizer that has seen the training part of `sources` and nothing of the held-out part."""
+    model_type: str = "bpe",
+    sample_bytes: int = SAMPLE_BYTES,
+) -> TrainedTokenizer:
+    """A tokenizer that has seen a sample of the training part of `sources` and nothing of the held-out part.
+
+    Args:
+        sources: As `prepare` takes them.
+        vocabulary_size: Number of pieces.
+        options: What to hold out, and what to do with the text first.
+        report: Called as work is done.
+        model_type: `bpe` or `unigram`.
+        sample_bytes: Train on at most about this much text. Documents are drawn by a digest of their text, so the
+            sample is spread evenly over each source, and the same in every call. Sources with weights share it so.
+
+    Raises:
+        InputError: As for `prepare`, or as for `train_tokenizer`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder) / "work"
         with _Preparation(sources, options, work, report, False) as preparation:
             preparation.scan()
             preparation.decide()
-            return train_tokenizer(preparation.texts("train"), vocabulary_size)
+            report(Progress("training", 0, 0, None))
+            sample = _Counted(preparation.texts("train", sample_bytes))
+            tokenizer = train_tokenizer(sample, vocabulary_size, model_type)
+            held_out = _Counted(preparation.texts("validation"), 10_000_000)
+            tokens = sum(len(tokenizer.encode(text)) for text in held_out)
+            return TrainedTokenizer(tokenizer, sample.bytes, held_out.bytes, tokens)
+
+
+class _Counted:
+    """Texts, until there are `limit` bytes of them, and how many bytes there were."""
+
+    def __init__(self, texts: Iterable[str], limit: int | None = None) -> None:
+        self._texts, self._limit, self.bytes = texts, limit, 0
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self._texts:
+            yield text
+            self.bytes += len(text.encode())
+            if self._limit is not None and self.bytes >= self._limit:
+                return
 
 
 def parse_weight(source: str) -> tuple[str, float | None]:
@@ -257,15 +316,15 @@ class _Preparation:
                     ("documents", note["documents"] * DOCUMENT.itemsize),
                     ("bands", note["documents"] * BANDS * 8),
                     ("signatures", note["documents"] * BANDS * ROWS),
-                    ("blocks", note["blocks"] * 8),
+                    ("blocks", note["blocks"] * BLOCK.itemsize),
                 )
             ]
             noted = time.monotonic()
             work = ScanBlock(self.options.text_key, self.options.cleaning)
-            blocks = ((block, size) for _, block, size in self._blocks(note["blocks"]))
+            blocks = self._blocks(note["blocks"])
             with contextlib.closing(map_in_order(work, blocks, self._workers)) as results:
-                for size, rows, changed, shown in results:
-                    for file, part in zip(files, (*rows, np.array([len(rows[0])], "<u8")), strict=True):
+                for source, size, rows, changed, shown in results:
+                    for file, part in zip(files, (*rows, np.array([(len(rows[0]), source)], BLOCK)), strict=True):
                         file.write(part.tobytes())
                     counts.update(changed)
                     for reason, texts in shown.items():
@@ -386,18 +445,48 @@ class _Preparation:
 
     # === Tokenizing ===
 
-    def texts(self, side: str) -> Iterator[str]:
-        """The texts of one side, in order."""
+    def texts(self, side: str, sample_bytes: int | None = None) -> Iterator[str]:
+        """The texts of one side, in order; of at most about `sample_bytes` of them."""
         work = EncodeBlock(self.options.text_key, self.options.cleaning, None)
+        documents = self._map("documents", DOCUMENT)
+        shares = self._shares(sample_bytes) if sample_bytes is not None else None
         for item in self._decided(0):
+            if shares is not None:
+                here = slice(item.first, item.first + len(item.fates))
+                item.fates[_place_in_sample(documents[here]) >= shares[item.source]] = DROPPED
+            if (item.fates >= DROPPED).all():
+                continue
             for kept, document in work.sides(item):
                 if kept == side:
                     yield document.text
 
+    def _shares(self, sample_bytes: int) -> list[int]:
+        """Which part of each source's training documents a sample has, in 65536ths."""
+        documents, blocks = self._map("documents", DOCUMENT), self._map("blocks", BLOCK)
+        fates = np.memmap(self.folder / "decisions", np.uint8, "r")
+        ends = np.cumsum(np.bincount(blocks["source"], blocks["documents"], len(self.names))).astype(int).tolist()
+        sizes = []  # by place in the sample
+        for start, end in zip([0, *ends], ends, strict=False):
+            size = np.zeros(1 << 16, np.int64)
+            for chunk in _chunks(end - start):
+                here = slice(start + chunk.start, start + chunk.stop)
+                kept = documents[here][fates[here] == TRAIN]
+                np.add.at(size, _place_in_sample(kept), kept["size"])
+            sizes.append(size)
+        if None in self.weights:
+            sizes = [np.sum(sizes, axis=0)] * len(sizes)
+            budgets = [sample_bytes] * len(sizes)
+        else:
+            total = sum(weight for weight in self.weights if weight is not None)
+            budgets = [int(sample_bytes * weight / total) for weight in self.weights if weight is not None]
+        shares = [np.searchsorted(np.cumsum(s), budget, "right") for s, budget in zip(sizes, budgets, strict=True)]
+        # Something of each source, however large its documents are.
+        return [max(int(share), int(np.argmax(size > 0)) + 1) for share, size in zip(shares, sizes, strict=True)]
+
     def _decided(self, first: int, shown: dict[int, str] | None = None) -> Iterator[Work]:
         """The blocks from number `first` on with the fates of their documents."""
         split = Split(**_must_read(self.folder / "split.json")["split"])
-        counts = self._map("blocks", np.dtype("<u8"))
+        counts = self._map("blocks", BLOCK)["documents"]
         fates = np.memmap(self.folder / "decisions", np.uint8, "r")
         start = int(counts[:first].sum())
         interesting = np.array(sorted(shown or {}), np.int64)
@@ -461,7 +550,7 @@ class _Preparation:
                     if time.monotonic() - noted > NOTE_SECONDS:
                         take_note()
                         noted = time.monotonic()
-            if note["blocks"] != len(self._map("blocks", np.dtype("<u8"))):
+            if note["blocks"] != len(self._map("blocks", BLOCK)):
                 raise InputError(f"{', '.join(self.names)}: has changed since it was first read; prepare it again")
             take_note()
         for name, content in tokenizer.files.items():
@@ -503,6 +592,11 @@ class _Compared:
 
     def __getitem__(self, where: slice) -> np.ndarray:
         return self._array[where] == self._value
+
+
+def _place_in_sample(documents: np.ndarray) -> np.ndarray:
+    """When documents are drawn, 0 to 65535. The first half of the digest holds out, so the second one draws."""
+    return (documents["digest"][:, 1] >> np.uint64(48)).astype(np.int64)
 
 
 def _chunks(count: int) -> Iterable[slice]:

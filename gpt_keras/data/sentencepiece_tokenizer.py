@@ -33,8 +33,6 @@ LAYOUT = tuple("\n" * lines + " " * indent for lines in (1, 2) for indent in (0,
 
 _ESCAPE = "\u2582"
 _ESCAPES = {"\u2581": _ESCAPE + "a", _ESCAPE: _ESCAPE + "b"}
-TRAINING_BYTES = 200_000_000
-"""Text beyond this adds nothing to a vocabulary but time."""
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -189,7 +187,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, model_type: str 
     Runs in a process of its own, so that Ctrl-C ends it at once.
 
     Args:
-        texts: Training documents; held-out ones must not be among them. The first 200 MB are used.
+        texts: Training documents; held-out ones must not be among them.
         vocabulary_size: Number of pieces, the 256 bytes and the special ones among them.
         model_type: `bpe` or `unigram`.
 
@@ -208,9 +206,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, model_type: str 
                 for part in _LAYOUT_PATTERN.split(text):
                     if part:
                         stream.write(part.encode() + b"\n")
-                used += len(text.encode())
-                if used > TRAINING_BYTES:
-                    break
+                used += len(text)
         if used == 0:
             raise InputError("there is no text to train a tokenizer on")
         for name, pairs in (("escape", _ESCAPES.items()), ("restore", [(v, k) for k, v in _ESCAPES.items()])):

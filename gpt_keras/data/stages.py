@@ -110,8 +110,10 @@ class ScanBlock:
     def __init__(self, text_key: str, cleaning: CleaningOptions) -> None:
         self._text_key, self._cleaning = text_key, cleaning
 
-    def __call__(self, item: tuple[Block, int]) -> tuple[int, tuple[np.ndarray, ...], Counter[str], dict[str, list]]:
-        block, size = item
+    def __call__(
+        self, item: tuple[int, Block, int]
+    ) -> tuple[int, int, tuple[np.ndarray, ...], Counter[str], dict[str, list]]:
+        source, block, size = item
         cleaner = Cleaner(self._cleaning)
         texts, reasons = [], []
         shown: dict[str, list[dict[str, str]]] = {}
@@ -123,11 +125,11 @@ class ScanBlock:
                 shown[reason].append({"name": document.name, "text": text[:EXAMPLE_CHARACTERS]})
         records = np.zeros(len(texts), DOCUMENT)
         if not texts:
-            return size, (records, np.zeros(0), np.zeros(0)), cleaner.counts, shown
+            return source, size, (records, np.zeros(0), np.zeros(0)), cleaner.counts, shown
         found = features(texts)
         records["digest"], records["reason"] = found.digests, reasons
         records["size"] = [len(text.encode()) for text in texts]
-        return size, (records, found.bands, found.signatures), cleaner.counts, shown
+        return source, size, (records, found.bands, found.signatures), cleaner.counts, shown
 
 
 class EncodeBlock:

@@ -196,7 +196,7 @@ def _tokenizer(options: TrainOptions, console: Console, seconds: dict[str, float
     start = time.perf_counter()
     size = options.model_config().vocabulary_size
     with console.status("training the tokenizer") if console.is_terminal else contextlib.nullcontext():
-        tokenizer = split_and_train_tokenizer(options.data, size, _preparation(options))
+        tokenizer = split_and_train_tokenizer(options.data, size, _preparation(options)).tokenizer
     seconds["tokenizer"] = round(time.perf_counter() - start, 1)
     say(console, f"tokenizer   SentencePiece, {size:,} pieces, trained in {seconds['tokenizer']:.0f} s")
     return tokenizer

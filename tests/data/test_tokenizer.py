@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -9,11 +10,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gpt_keras.data.errors import InputError
-from gpt_keras.data.preparation import split_and_train_tokenizer
+from gpt_keras.data.preparation import PreparationOptions, split_and_train_tokenizer
 from gpt_keras.data.sentencepiece_to_hub import build_hub_tokenizer, check_hub_tokenizer
 from gpt_keras.data.sentencepiece_tokenizer import ROLES, train_tokenizer
 from gpt_keras.data.sources import open_source
 from gpt_keras.data.tokenizer import TextStream, Tokenizer
+from tests.conftest import program
 
 # Any string without NUL and lone surrogates, rich in what tokenizers like to lose.
 SPACES = [
@@ -126,9 +128,67 @@ def test_the_tokenizer_has_seen_the_training_part_only(source, corpus):
     everything = [document.text for document in open_source(source)()]
     training = [text for text in everything if text not in held_out]
     assert training != everything
-    fingerprint = split_and_train_tokenizer(source, 512).fingerprint
+    fingerprint = split_and_train_tokenizer(source, 512).tokenizer.fingerprint
     assert fingerprint == train_tokenizer(training, 512).fingerprint
     assert fingerprint != train_tokenizer(everything, 512).fingerprint
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_a_sample_gives_the_same_tokenizer_whatever_the_workers(source, model_type):
+    def train(workers):
+        options = PreparationOptions(workers=workers)
+        return split_and_train_tokenizer(source, 400, options, model_type=model_type, sample_bytes=60_000)
+
+    one, other = train(1), train(2)
+    assert one.tokenizer.model == other.tokenizer.model
+    assert 40_000 < one.sample_bytes <= 60_000
+    assert 1.0 < one.bytes_per_token < 8.0
+
+
+@pytest.fixture
+def sampled(tmp_path, monkeypatch):
+    """Trains on two sources of 400 pages, each with its own first word; gives back the sample."""
+    for name, seed in (("north", 0), ("south", 1000)):
+        lines = (json.dumps({"text": f"{name} {i} {program(seed + i)}"}) + "\n" for i in range(400))
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    seen: list[list[str]] = []
+
+    def keep(texts, *arguments):
+        seen.append(list(texts))
+        return train_tokenizer(seen[-1], 400)
+
+    monkeypatch.setattr("gpt_keras.data.preparation.train_tokenizer", keep)
+
+    def sample(north: str, south: str, size: int) -> dict[str, list[str]]:
+        sources = [f"{tmp_path}/north.jsonl{north}", f"{tmp_path}/south.jsonl{south}"]
+        trained = split_and_train_tokenizer(sources, 400, PreparationOptions(workers=1), sample_bytes=size)
+        assert trained.sample_bytes == sum(len(text.encode()) for text in seen[-1]) <= size
+        return {name: [text for text in seen[-1] if text.startswith(name)] for name in ("north", "south")}
+
+    return sample
+
+
+def test_a_sample_is_spread_over_the_sources_and_does_not_follow_their_order(sampled):
+    drawn = sampled("", "", 100_000)
+    for name in ("north", "south"):
+        numbers = [int(text.split()[1]) for text in drawn[name]]
+        assert 30 < len(numbers) < 200
+        assert min(numbers) < 40 and max(numbers) > 360
+        assert numbers == sorted(numbers)
+
+
+def test_a_sample_follows_the_weights_of_the_sources(sampled):
+    drawn = sampled("=3", "=1", 100_000)
+    north, south = (sum(map(len, drawn[name])) for name in ("north", "south"))
+    assert north + south > 90_000
+    assert 2.5 < north / south < 3.5
+
+
+def test_a_larger_sample_has_all_that_a_smaller_one_has(sampled):
+    small, large, everything = (sampled("", "", size) for size in (20_000, 80_000, 100_000_000))
+    for name in ("north", "south"):
+        assert set(small[name]) < set(large[name]) < set(everything[name])
+        assert len(everything[name]) > 350
 
 
 @given(text=TEXT)
