@@ -2,7 +2,8 @@ r"""Prepare a corpus for training once, and look at it.
 
 python -m gpt_keras.corpus prepare python-stdlib --tokenizer tokenizer.model --output corpora/stdlib
 python -m gpt_keras.corpus prepare books/=2 web.jsonl.zst=1 --deduplicate near --tokenizer tokenizer.model --output two
-python -m gpt_keras.corpus inspect corpora/stdlib
+python -m gpt_keras.corpus inspect corpora/stdlib --batch 7 --context-length 256
+python -m gpt_keras.corpus inspect chat.jsonl --tokenizer model/ --batch 0
 python -m gpt_keras.train --data corpora/stdlib
 
 python -m gpt_keras.corpus prepare gs://bucket/text --tokenizer tokenizer.model --output gs://bucket/corpus --runner \
@@ -19,7 +20,7 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from gpt_keras import command
 from gpt_keras.data.cleaning import CleaningOptions
@@ -33,8 +34,8 @@ class CorpusOptions(CleaningOptions):
     Args:
         action: What to do: prepare or inspect.
         source: To prepare: paths, globs, python-stdlib, tfds:NAME or hf:ORG/NAME, each also as SOURCE=WEIGHT. To
-            inspect: a corpus folder.
-        tokenizer: The tokenizer.model to prepare with.
+            inspect: a corpus folder; or conversations to fine-tune on, as JSON lines.
+        tokenizer: The tokenizer to prepare with, or that of the model to fine-tune: a file, or the model's folder.
         output: The corpus folder to write.
         validation: What to hold out: auto, a fraction of the bytes such as 0.05, or tail:0.1.
         text_key: Field of JSON records that holds the text.
@@ -43,6 +44,11 @@ class CorpusOptions(CleaningOptions):
             Its own flags, as Beam spells them, are taken too; those that only the cluster knows go behind a --.
         runner_options: These flags, where they come from a file of options.
         restart: Forget an unfinished preparation with other options for the same output.
+        batch: The batch to show as text, in inspect.
+        context_length: Tokens of its rows.
+        batch_size: How many rows it has.
+        seed: Of the order.
+        truncation: What becomes of conversations that are too long for a row: refuse, drop, cut_start or cut_end.
         json: Print the manifest as one JSON object.
     """
 
@@ -56,6 +62,11 @@ class CorpusOptions(CleaningOptions):
     runner: Literal["DirectRunner", "FlinkRunner", "SparkRunner", "DataflowRunner"] | None = None
     runner_options: list[str] = dataclasses.field(default_factory=list)
     restart: bool = False
+    batch: int | None = None
+    context_length: int = 1024
+    batch_size: int = 4
+    seed: int = 0
+    truncation: Literal["refuse", "drop", "cut_start", "cut_end"] = "drop"
     json: bool = False
 
 
@@ -71,18 +82,62 @@ def main(options: CorpusOptions) -> None:
 
 
 def _inspect(options: CorpusOptions) -> None:
-    from gpt_keras.data.shards import Corpus
+    from rich.console import Console
 
+    from gpt_keras import corpus_view
+    from gpt_keras.data.pretraining import Batches
+    from gpt_keras.data.shards import SPLITS, Corpus
+
+    if options.batch is not None and options.batch < 0:
+        raise InputError(f"--batch must be 0 or above, not {options.batch}")
+    if min(options.context_length, options.batch_size) < 1:
+        raise InputError("--context-length and --batch-size must be 1 or above")
+    if Path(options.source[0]).is_file() or options.source[0].startswith(("hf:", "tfds:")):
+        _inspect_conversations(options)
+        return
     if len(options.source) > 1:
         raise InputError("inspect takes one corpus folder")
     corpus = Corpus(options.source[0])
     corpus.verify()
-    show(corpus.manifest, options.source[0], options.json)
+    if options.json:
+        print(json.dumps(corpus.manifest))
+        return
+    console = Console()
+    corpus_view.show_corpus(corpus.manifest, options.source[0], console)
+    for split in SPLITS:
+        corpus_view.show_lengths(corpus.manifest["splits"][split]["lengths"], f"{split} document", console)
+    if options.batch is not None:
+        begin_id = corpus.tokenizer.begin_id
+        sizes = (options.context_length, options.batch_size)
+        batches = Batches.of([(corpus, None)], *sizes, seed=options.seed, begin_id=begin_id)
+        corpus_view.show_batch(options.batch, batches.batch(options.batch), corpus.tokenizer, console)
+
+
+def _inspect_conversations(options: CorpusOptions) -> None:
+    from rich.console import Console
+
+    from gpt_keras import corpus_view
+    from gpt_keras.data.finetuning import PackedBatches, read_examples
+    from gpt_keras.data.tokenizer import Tokenizer
+
+    if options.tokenizer is None:
+        raise InputError("to inspect conversations, give the --tokenizer of the model: a file, or the model's folder")
+    tokenizer = Tokenizer.load(options.tokenizer)
+    console = Console()
+    with console.status("tokenizing"):
+        examples = read_examples(options.source, tokenizer, options.context_length, options.truncation)
+    batches = PackedBatches(
+        examples, options.context_length, options.batch_size, tokenizer.padding_id, seed=options.seed
+    )
+    corpus_view.show_examples(", ".join(options.source), examples, batches, console)
+    if options.batch is not None:
+        corpus_view.show_batch(options.batch, batches.batch(options.batch), tokenizer, console)
 
 
 def _prepare(options: CorpusOptions) -> None:
     from rich.console import Console
 
+    from gpt_keras.corpus_view import show_corpus
     from gpt_keras.data.preparation import PreparationOptions, prepare
     from gpt_keras.data.tokenizer import Tokenizer
     from gpt_keras.progress import preparation_progress
@@ -102,43 +157,10 @@ def _prepare(options: CorpusOptions) -> None:
         with preparation_progress(Console(stderr=True)) as report:
             corpus = prepare(options.source, tokenizer, options.output, prepared, report, options.restart)
         manifest = corpus.manifest
-    show(manifest, options.output, options.json)
-
-
-def show(manifest: dict[str, Any], folder: str, as_json: bool) -> None:
-    """Print what corpus.json says."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from gpt_keras.data.shards import SPLITS
-
-    if as_json:
+    if options.json:
         print(json.dumps(manifest))
-        return
-    sources = [
-        entry["source"] + ("" if entry["weight"] is None else f"={entry['weight']:g}") for entry in manifest["sources"]
-    ]
-    table = Table(title=f"{folder}, from {', '.join(sources)}", title_justify="left")
-    for column in ("split", "documents", "tokens", "bytes", "bytes per token", "shards"):
-        table.add_column(column, justify="left" if column == "split" else "right")
-    for split in SPLITS:
-        entry = manifest["splits"][split]
-        counts = (entry["documents"], entry["tokens"], entry["bytes"])
-        density = entry["bytes"] / max(1, entry["tokens"])
-        table.add_row(split, *(f"{count:,}" for count in counts), f"{density:.2f}", str(len(entry["shards"])))
-    console = Console()
-    console.print(table)
-    cleaning = manifest["cleaning"]
-    for step, count in cleaning["changed"].items():
-        console.print(f"{step}: changed {count:,} documents", highlight=False)
-    for reason, dropped in cleaning["dropped"].items():
-        console.print(
-            f"{reason}: dropped {dropped['documents']:,} documents, {dropped['bytes']:,} bytes", highlight=False
-        )
-        for example in cleaning["examples"].get(reason, []):
-            like = f", like {example['like']}" if "like" in example else ""
-            words = f"  {example['name']}{like}: {example['text'][:60]!r}"
-            console.print(words, highlight=False, markup=False, soft_wrap=True)
+    else:
+        show_corpus(manifest, options.output, Console())
 
 
 def cli() -> int:
