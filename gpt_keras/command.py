@@ -11,10 +11,12 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import docstring_parser
 import jsonargparse
+import yaml
 
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import readable
@@ -61,9 +63,12 @@ def parse(options_type: type, program: str, positional: Sequence[str], argv: Seq
         SystemExit: After --help.
     """
     parser = _parser(options_type, program, positional)
-    argv = list(argv)
+    argv = [part for argument in argv for part in re.split("(?<=^--config)=", argument)]
     if argv and re.search(r"\.ya?ml$", argv[0]):
         argv[:1] = ["--config", argv[0]]
+    for place, argument in enumerate(argv[:-1]):
+        if argument == "--config":
+            argv[place + 1] = _recipe(argv[place + 1], options_type)
     known = {action for entry in parser._actions for action in entry.option_strings}
     for argument in argv:
         flag = argument.split("=", 1)[0]
@@ -77,6 +82,20 @@ def parse(options_type: type, program: str, positional: Sequence[str], argv: Seq
         raise InputError(_one_line(str(error), program)) from error
     fields = {field.name for field in dataclasses.fields(options_type)}
     return options_type(**{name: value for name, value in values.items() if name in fields})
+
+
+def _recipe(path: str, options_type: type) -> str:
+    """What a recipe says; one value is enough where an option takes several."""
+    try:
+        recipe = yaml.safe_load(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(recipe, dict):
+        raise InputError(f"{path}: expected options, as in 'steps: 100'")
+    several = {name for name, hint in typing.get_type_hints(options_type).items() if hint == list[str]}
+    return yaml.safe_dump({name: [v] if name in several and isinstance(v, str) else v for name, v in recipe.items()})
 
 
 def _parser(options_type: type, program: str, positional: Sequence[str]) -> jsonargparse.ArgumentParser:

@@ -85,6 +85,7 @@ def _inspect(options: CorpusOptions) -> None:
     from rich.console import Console
 
     from gpt_keras import corpus_view
+    from gpt_keras.data.mixture import Mixture
     from gpt_keras.data.pretraining import Batches
     from gpt_keras.data.shards import SPLITS, Corpus
 
@@ -109,7 +110,7 @@ def _inspect(options: CorpusOptions) -> None:
     if options.batch is not None:
         begin_id = corpus.tokenizer.begin_id
         sizes = (options.context_length, options.batch_size)
-        batches = Batches.of([(corpus, None)], *sizes, seed=options.seed, begin_id=begin_id)
+        batches = Batches.of(Mixture([(corpus, None)]), *sizes, seed=options.seed, begin_id=begin_id)
         corpus_view.show_batch(options.batch, batches.batch(options.batch), corpus.tokenizer, console)
 
 

@@ -41,9 +41,9 @@ from apache_beam.pvalue import AsDict, AsList, AsSingleton, TaggedOutput
 
 from gpt_keras.data.duplicates import BANDS, MARGIN, pairs_in_groups
 from gpt_keras.data.errors import InputError
-from gpt_keras.data.preparation import PreparationOptions, parse_weight
+from gpt_keras.data.preparation import PreparationOptions
 from gpt_keras.data.shards import SPLITS, id_dtype, shard_header
-from gpt_keras.data.sources import ENDINGS, Block, file_parts, in_blocks, open_source
+from gpt_keras.data.sources import ENDINGS, Block, file_parts, in_blocks, open_source, parse_weight
 from gpt_keras.data.split import Split, Tally, parse_rule
 from gpt_keras.data.stages import (
     DROPPED,

@@ -33,7 +33,7 @@ from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import put_in_place, sweep, whole_file
 from gpt_keras.data.sentencepiece_tokenizer import SentencePieceTokenizer, train_tokenizer
 from gpt_keras.data.shards import SPLITS, Corpus, ShardWriter, id_dtype
-from gpt_keras.data.sources import Block, Source, open_source
+from gpt_keras.data.sources import Block, Source, open_source, parse_weight
 from gpt_keras.data.split import Split, parse_rule, plan_split
 from gpt_keras.data.stages import (
     CUT,
@@ -208,24 +208,6 @@ class _Counted:
             self.bytes += len(text.encode())
             if self._limit is not None and self.bytes >= self._limit:
                 return
-
-
-def parse_weight(source: str) -> tuple[str, float | None]:
-    """`SOURCE=WEIGHT` in two; a source without weight as it is.
-
-    Raises:
-        InputError: The weight is not a number above 0.
-    """
-    name, sign, number = source.rpartition("=")
-    if not sign or Path(source).exists():
-        return source, None
-    try:
-        weight = float(number)
-    except ValueError:
-        return source, None
-    if not 0 < weight < float("inf"):
-        raise InputError(f"{source}: the weight must be a number above 0")
-    return name, weight
 
 
 class _Preparation:

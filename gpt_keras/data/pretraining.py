@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 
 from gpt_keras.data.errors import InputError
+from gpt_keras.data.mixture import Mixture
 from gpt_keras.data.pipeline import numbered_dataset
 from gpt_keras.data.shards import Corpus, TokenStream
 
 _ORDERED_AT_ONCE = 1024
 _SHARE_BITS = 20
+_STRETCHES = 8
 
 
 @dataclass(frozen=True)
@@ -71,31 +73,30 @@ class Batches:
             raise InputError(f"{len(self._streams)} streams need as many weights")
 
     @classmethod
-    def of(
-        cls, corpora: Sequence[tuple[Corpus, float | None]], context_length: int, batch_size: int, **options: Any
-    ) -> Batches:
-        """Batches of one corpus or several.
+    def of(cls, mixture: Mixture, context_length: int, batch_size: int, **options: Any) -> Batches:
+        """Batches of corpora with weights.
 
         Args:
-            corpora: Each with its weight, or `None` for all; then one window is as likely as another. A corpus that was
-                prepared from several sources with weights divides its own weight by these.
+            mixture: Of one corpus or several. A corpus that was prepared from several sources with weights divides its
+                own weight by these.
             context_length: As for the class.
             batch_size: As for the class.
             **options: `seed`, `host`, `num_hosts`, `begin_id`.
 
         Raises:
-            InputError: The corpora have different tokenizers, or only some have weights.
+            InputError: As for the class.
         """
-        first = corpora[0][0]
         streams: list[TokenStream] = []
         weights: list[float] = []
-        for corpus, weight in corpora:
-            if corpus.tokenizer.fingerprint != first.tokenizer.fingerprint:
-                raise InputError(f"{corpus.folder} and {first.folder} have different tokenizers: they cannot be mixed")
-            if (weight is None) != (corpora[0][1] is None):
-                raise InputError("give every corpus a weight, as CORPUS=WEIGHT, or none")
+        for corpus, weight in mixture.corpora:
             own = [entry["weight"] for entry in corpus.manifest["sources"]]
             parts = [corpus.streams["train"]] if own[0] is None else corpus.source_streams()
+            for part, entry in zip(parts, corpus.manifest["sources"], strict=False):
+                if len(parts) > 1 and _num_windows(part, context_length) < 1:
+                    raise InputError(
+                        f"{entry['source']}, a part of {corpus.folder}, has {len(part):,} tokens to train on, too few "
+                        f"for a context of {context_length:,}: leave it out, or use more of it"
+                    )
             shares = [1.0] if own[0] is None else own
             share = weight if weight is not None else float(len(corpus.streams["train"]))
             streams += parts
@@ -264,7 +265,7 @@ def keyed(*parts: int) -> int:
 
 
 def validation_windows(
-    corpus: Corpus, context_length: int, batch_size: int, limit: int | None = None
+    corpus: Corpus | Mixture, context_length: int, batch_size: int, limit: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """The held-out documents in non-overlapping windows, for an exact figure.
 
@@ -275,17 +276,21 @@ def validation_windows(
         corpus: The prepared corpus.
         context_length: Tokens of a window.
         batch_size: Windows of a batch; the last batch is filled up with windows of weight 0.
-        limit: Stop after about this many tokens.
+        limit: Take only about so many tokens, in stretches that are spread over the documents.
 
     Yields:
         (token ids, targets, weights), int32, int32 and float32 [batch_size, context_length]; weight 0 marks filling.
     """
     stream = corpus.streams["validation"]
-    ids = stream.read(0, len(stream) if limit is None else min(limit, len(stream)))
-    begins = np.flatnonzero(ids == corpus.tokenizer.begin_id)
+    if limit is None or limit >= len(stream):
+        stretches = [stream.read(0, len(stream))]
+    else:
+        starts = np.linspace(0, len(stream) - limit // _STRETCHES, _STRETCHES).astype(int)
+        stretches = list(stream.windows(starts, limit // _STRETCHES))
     windows = [
         document[start : start + context_length + 1]
-        for document in np.split(ids, begins[1:])
+        for stretch in stretches
+        for document in np.split(stretch, np.flatnonzero(stretch[1:] == corpus.tokenizer.begin_id) + 1)
         for start in range(0, len(document) - 1, context_length)
     ]
     for first in range(0, len(windows), batch_size):

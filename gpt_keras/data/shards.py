@@ -145,6 +145,13 @@ class TokenStream:
         self._shards: list[np.ndarray | None] = [None] * len(paths)
         self._starts = np.cumsum([0, *counts])
 
+    @classmethod
+    def joined(cls, streams: Sequence[TokenStream]) -> TokenStream:
+        """Streams of one tokenizer behind one another."""
+        paths = [path for stream in streams for path in stream._paths]
+        counts = [count for stream in streams for count in np.diff(stream._starts).tolist()]
+        return cls(paths, counts, streams[0]._dtype)
+
     def __len__(self) -> int:
         return int(self._starts[-1])
 
@@ -305,9 +312,11 @@ class Corpus:
                 raise InputError(f"{path}: damaged shard ({size} bytes instead of {wanted}); prepare the corpus again")
         return TokenStream(paths, [entry["tokens"] for entry in entries], self.dtype)
 
-    def bytes(self, split: str) -> int:
-        """UTF-8 bytes of the split's text."""
-        return self.manifest["splits"][split]["bytes"]
+    @property
+    def splits(self) -> dict[str, dict[str, Any]]:
+        """Of each split `documents`, `tokens`, `bytes` of text, `lengths` and `shards`."""
+        found: dict[str, dict[str, Any]] = self.manifest["splits"]
+        return found
 
     def held_out_documents(self) -> Iterator[Document]:
         """The validation documents' text."""

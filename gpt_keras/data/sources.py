@@ -149,6 +149,24 @@ def open_source(source: str, text_key: str = "text") -> Source:
     )
 
 
+def parse_weight(source: str) -> tuple[str, float | None]:
+    """`SOURCE=WEIGHT` in two; a source without weight as it is.
+
+    Raises:
+        InputError: The weight is not a number above 0.
+    """
+    name, sign, number = source.rpartition("=")
+    if not sign or Path(source).exists():
+        return source, None
+    try:
+        weight = float(number)
+    except ValueError:
+        return source, None
+    if not 0 < weight < float("inf"):
+        raise InputError(f"{source}: the weight must be a number above 0")
+    return name, weight
+
+
 def in_blocks(parts: Iterable[Part]) -> Iterator[Block]:
     """Parts in runs of about `BLOCK_BYTES`."""
     block: Block = []

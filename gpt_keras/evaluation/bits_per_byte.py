@@ -13,6 +13,7 @@ from keras import ops
 
 from gpt_keras import kernels
 from gpt_keras.compilation import compile_for
+from gpt_keras.data.mixture import Mixture
 from gpt_keras.data.pretraining import validation_windows
 from gpt_keras.data.shards import Corpus
 from gpt_keras.model import GPT
@@ -41,7 +42,7 @@ class HeldOutScorer:
         batch_size: Windows at a time.
     """
 
-    def __init__(self, model: GPT, corpus: Corpus, batch_size: int) -> None:
+    def __init__(self, model: GPT, corpus: Corpus | Mixture, batch_size: int) -> None:
         self._corpus, self._batch_size = corpus, batch_size
         self._context = model.config.context_length
         self._loss: Callable[..., Any] = compile_for(model, lambda *batch: _summed_loss(model, *batch))
@@ -56,7 +57,7 @@ class HeldOutScorer:
             nats += float(np.asarray(self._loss(token_ids, targets, weights)))
             tokens += float(weights.sum())
             report(int(tokens))
-        split = self._corpus.manifest["splits"]["validation"]
+        split = self._corpus.splits["validation"]
         size = split["bytes"] * tokens / (split["tokens"] - split["documents"])
         return HeldOutScore(nats / tokens, nats / math.log(2) / size, int(tokens))
 

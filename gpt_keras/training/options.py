@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,8 @@ class TrainOptions:
     """Options of `python -m gpt_keras.train`.
 
     Args:
-        data: Text to learn from: a path, a glob, python-stdlib, tfds:NAME, hf:ORG/NAME, or a prepared corpus folder.
+        data: What to learn from, one or several: paths, globs, python-stdlib, tfds:NAME or hf:ORG/NAME; or folders of
+            prepared corpora. Each also as DATA=WEIGHT, to be drawn from in that proportion.
         text_key: Field of JSON records that holds the text.
         validation: What to hold out: auto, a fraction of the bytes such as 0.05, or tail:0.1.
         tokenizer: A tokenizer.model to use instead of training one on the data.
@@ -53,7 +54,7 @@ class TrainOptions:
         InputError: A value is out of range.
     """
 
-    data: str = "python-stdlib"
+    data: list[str] = field(default_factory=lambda: ["python-stdlib"])
     text_key: str = "text"
     validation: str = "auto"
     tokenizer: Path | None = None
@@ -88,6 +89,8 @@ class TrainOptions:
     json: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.data, str):  # in Python, or in a recipe
+            self.data = [self.data]
         if self.steps is not None and self.minutes is not None:
             raise InputError("give --steps or --minutes, not both")
         if self.steps is None and self.minutes is None:

@@ -24,8 +24,8 @@ from gpt_keras.backend import import_tensorflow
 from gpt_keras.config import GPTConfig
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import whole_file
+from gpt_keras.data.mixture import Mixture
 from gpt_keras.data.pretraining import Batches
-from gpt_keras.data.shards import Corpus
 from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.evaluation.bits_per_byte import HeldOutScorer, xz_bits_per_byte
 from gpt_keras.folder import load_folder, save_folder
@@ -70,7 +70,7 @@ class TrainingRun:
         config = self.options.model_config(corpus.tokenizer.vocabulary_size)
         begin_id = corpus.tokenizer.begin_id if self.options.mask_documents else None
         shape = (config.context_length, self.options.batch_size)
-        batches = Batches.of([(corpus, None)], *shape, seed=self.options.seed, begin_id=begin_id)
+        batches = Batches.of(corpus, *shape, seed=self.options.seed, begin_id=begin_id)
         with self._stage("training"):
             metrics = self._train(config, corpus, batches)
         with self._stage("evaluation"):
@@ -97,7 +97,7 @@ class TrainingRun:
         yield
         self.seconds[name] = round(time.perf_counter() - start, 1)
 
-    def _train(self, config: GPTConfig, corpus: Corpus, batches: Batches) -> dict[str, Any]:
+    def _train(self, config: GPTConfig, corpus: Mixture, batches: Batches) -> dict[str, Any]:
         options = self.options
         policy, why = choose_precision(options.precision)
         keras.utils.set_random_seed(options.seed)
@@ -156,7 +156,7 @@ class TrainingRun:
             "train_seconds": pace.seconds,
         }
 
-    def _evaluate(self, model: GPT, corpus: Corpus) -> dict[str, Any]:
+    def _evaluate(self, model: GPT, corpus: Mixture) -> dict[str, Any]:
         """Figures from the written model folder, in float32, over every held-out token."""
         with bytes_bar(self.console, "evaluating") as (bar, task):
             total = len(corpus.streams["validation"])
@@ -169,12 +169,12 @@ class TrainingRun:
         return {
             "val_loss": score.loss,
             "val_bits_per_byte": score.bits_per_byte,
-            "val_bytes": corpus.bytes("validation"),
+            "val_bytes": corpus.splits["validation"]["bytes"],
             "xz_bits_per_byte": one_by_one,
             "xz_concatenated_bits_per_byte": together,
         }
 
-    def _sample(self, model: GPT, tokenizer: Tokenizer, corpus: Corpus) -> list[dict[str, str]]:
+    def _sample(self, model: GPT, tokenizer: Tokenizer, corpus: Mixture) -> list[dict[str, str]]:
         """Continuations of the first words of held-out documents."""
         prompts: list[str] = []
         for document in corpus.held_out_documents():

@@ -22,10 +22,11 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import readable, sweep, whole_file
+from gpt_keras.data.mixture import Mixture
 from gpt_keras.data.preparation import PreparationOptions, prepare, split_and_train_tokenizer
 from gpt_keras.data.pretraining import Batches
 from gpt_keras.data.shards import Corpus
-from gpt_keras.data.sources import open_source
+from gpt_keras.data.sources import open_source, parse_weight
 from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.progress import preparation_progress
 from gpt_keras.training.options import MAY_CHANGE, TrainOptions
@@ -43,7 +44,7 @@ class PreparedRun:
         seconds: How long each stage took.
     """
 
-    corpus: Corpus
+    corpus: Mixture
     started: float
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -59,15 +60,15 @@ def prepare_run(options: TrainOptions, console: Console) -> PreparedRun:
     options.model_config()
     fingerprint = check_options(options)
     begun = (options.run_dir / "config.yaml").exists()
-    corpus = _given_corpus(options, begun) or _new_corpus(options, console, seconds)
+    corpus = _given_corpora(options, begun) or _new_corpus(options, console, seconds)
     if fingerprint not in (None, corpus.tokenizer.fingerprint):
-        raise InputError(f"{options.data} has another tokenizer than when {options.run_dir} was begun; use --restart")
+        raise InputError(f"{corpus.name} has another tokenizer than when {options.run_dir} was begun; use --restart")
     with bytes_bar(console, "checking the corpus") as (bar, task):
         corpus.verify(lambda done, total: bar.update(task, completed=done, total=total))
     corpus.tokenizer.check_writable(d.text[:2000] for d in itertools.islice(corpus.held_out_documents(), 20))
     config = options.model_config(corpus.tokenizer.vocabulary_size)
     corpus.check_model(config.vocabulary_size)
-    Batches.of([(corpus, None)], config.context_length, options.batch_size)  # is there enough of it
+    Batches.of(corpus, config.context_length, options.batch_size)  # is there enough of it
     # Only now, when nothing is left to go wrong with them, are the options those of the run.
     with whole_file(options.run_dir / "config.yaml") as partial:
         record = {**_plain(options), _FINGERPRINT: corpus.tokenizer.fingerprint}
@@ -95,13 +96,21 @@ def check_data(options: TrainOptions) -> None:
     Raises:
         InputError: Naming what is wrong.
     """
-    if not (Path(options.data) / "corpus.json").is_file():
-        open_source(options.data, options.text_key)
+    given = [parse_weight(name)[0] for name in options.data]
+    prepared = [name for name in given if _is_corpus(name)]
+    if not prepared:
+        for name in given:
+            open_source(name, options.text_key)
         return
+    if len(prepared) < len(given):
+        raise InputError(
+            f"--data: {prepared[0]} is a prepared corpus and others are not; prepare them with its tokenizer first: "
+            "python -m gpt_keras.corpus prepare"
+        )
     for name, default in (("tokenizer", None), ("vocabulary_size", None), ("validation", "auto")):
         if getattr(options, name) != default:
             raise InputError(
-                f"{options.data} is a prepared corpus, which fixes --{name.replace('_', '-')}: leave it out"
+                f"{prepared[0]} is a prepared corpus, which fixes --{name.replace('_', '-')}: leave it out"
             )
 
 
@@ -119,7 +128,9 @@ def check_options(options: TrainOptions) -> str | None:
         return None
     given = _plain(options)
     try:
-        recorded = yaml.safe_load(path.read_text("utf-8"))
+        recorded = {**_plain(TrainOptions()), **yaml.safe_load(path.read_text("utf-8"))}  # older ones have fewer
+        if isinstance(recorded["data"], str):
+            recorded["data"] = [recorded["data"]]
         changed = [name for name in given if name not in MAY_CHANGE and recorded[name] != given[name]]
         fingerprint: str = recorded[_FINGERPRINT]
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
@@ -163,27 +174,31 @@ def _plain(options: TrainOptions) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
-def _given_corpus(options: TrainOptions, begun: bool) -> Corpus | None:
-    """The corpus that the options name, or the one this run has made."""
-    if (Path(options.data) / "corpus.json").is_file():
-        return Corpus(options.data)
-    return Corpus(options.run_dir / "corpus") if begun else None
+def _is_corpus(folder: str) -> bool:
+    return (Path(folder) / "corpus.json").is_file()
 
 
-def _new_corpus(options: TrainOptions, console: Console, seconds: dict[str, float]) -> Corpus:
+def _given_corpora(options: TrainOptions, begun: bool) -> Mixture | None:
+    """The corpora that the options name, or the one this run has made."""
+    if _is_corpus(parse_weight(options.data[0])[0]):
+        return Mixture.open(options.data)
+    return Mixture([(Corpus(options.run_dir / "corpus"), None)]) if begun else None
+
+
+def _new_corpus(options: TrainOptions, console: Console, seconds: dict[str, float]) -> Mixture:
     folder = options.run_dir / "corpus"
     tokenizer = _tokenizer(options, console, seconds)
     start = time.perf_counter()
     with preparation_progress(console) as report:
         corpus = prepare(options.data, tokenizer, folder, _preparation(options), report, restart=True)
     seconds["corpus"] = round(time.perf_counter() - start, 1)
-    train, held_out = (corpus.manifest["splits"][split] for split in ("train", "validation"))
+    train, held_out = (corpus.splits[split] for split in ("train", "validation"))
     say(
         console,
         f"corpus      {train['bytes'] / 1e6:.1f} MB, {train['tokens']:,} tokens in {train['documents']} documents "
         f"to train on, {held_out['bytes'] / 1e6:.2f} MB in {held_out['documents']} documents held out",
     )
-    return corpus
+    return Mixture([(corpus, None)])
 
 
 def _preparation(options: TrainOptions) -> PreparationOptions:

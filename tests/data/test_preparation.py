@@ -13,8 +13,8 @@ import zstandard
 
 from gpt_keras.data.cleaning import Cleaner, CleaningOptions
 from gpt_keras.data.errors import InputError
-from gpt_keras.data.preparation import PreparationOptions, parse_weight, prepare
-from gpt_keras.data.sources import open_source
+from gpt_keras.data.preparation import PreparationOptions, prepare
+from gpt_keras.data.sources import open_source, parse_weight
 from tests.conftest import program
 from tests.data.test_shards import contents, decoded
 

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -7,7 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_keras.data.errors import InputError
+from gpt_keras.data.mixture import Mixture
+from gpt_keras.data.preparation import prepare, split_and_train_tokenizer
 from gpt_keras.data.pretraining import Batches, documents_in, mix, permute, validation_windows
+from gpt_keras.data.shards import Corpus
+from tests.conftest import program
 
 
 @given(size=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
@@ -134,6 +139,67 @@ def test_validation_windows_score_every_token_once(corpus):
             assert np.all(weights[row, :count] == 1)
             scored.append(targets[row, :count])
     assert np.array_equal(np.concatenate(scored), ids[ids != corpus.tokenizer.begin_id])
+
+
+def test_a_limit_takes_windows_from_all_over_the_held_out_text(corpus):
+    everything = [
+        bytes(row[w > 0])
+        for _, t, weights in validation_windows(corpus, 16, 4)
+        for row, w in zip(t, weights, strict=True)
+    ]
+    limit = len(corpus.streams["validation"]) // 3
+    some = list(validation_windows(corpus, 16, 4, limit))
+    assert limit * 0.8 < sum(weights.sum() for *_, weights in some) <= limit
+    found = [i for i, row in enumerate(everything) if any(row in bytes(t) for _, t, _ in some)]
+    assert min(found) < len(everything) * 0.1 and max(found) > len(everything) * 0.9
+
+
+@pytest.fixture
+def two(corpus, tokenizer, tmp_path) -> list[Corpus]:
+    """The corpus, and one of other text from two sources with weights."""
+    for name, seed in (("a", 5000), ("b", 6000)):
+        lines = (json.dumps({"text": program(seed + i)}) + "\n" for i in range(60))
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    sources = [f"{tmp_path}/a.jsonl=3", f"{tmp_path}/b.jsonl=1"]
+    return [corpus, prepare(sources, tokenizer, tmp_path / "other")]
+
+
+def test_a_mixture_draws_from_its_corpora_and_their_sources_by_weight(two):
+    batches = Batches.of(Mixture([(two[0], 1.0), (two[1], 2.0)]), 32, 10)
+    parts = [two[0].streams["train"], *two[1].source_streams()]
+    windows = [set(map(bytes, np.lib.stride_tricks.sliding_window_view(part.read(0, len(part)), 32))) for part in parts]
+    rows = [bytes(row) for number in range(40) for row in batches.batch(number)[0]]
+    drawn = [sum(row in own for row in rows) for own in windows]
+    assert len(rows) == 400 <= sum(drawn) < 410  # some text is in more than one
+    assert np.allclose(drawn, [400 / 3, 200, 200 / 3], atol=5)
+    alike = Batches.of(Mixture([(two[0], None), (two[1], None)]), 32, 10)
+    rows = [bytes(row) for number in range(40) for row in alike.batch(number)[0]]
+    length = [len(corpus.streams["train"]) for corpus in two]
+    assert abs(sum(row in windows[0] for row in rows) - 400 * length[0] / sum(length)) < 5
+
+
+def test_a_mixture_is_measured_by_all_that_its_corpora_hold_out(two):
+    mixture = Mixture([(two[0], 1.0), (two[1], 2.0)])
+    ids = np.concatenate([corpus.streams["validation"].read(0, len(corpus.streams["validation"])) for corpus in two])
+    stream = mixture.streams["validation"]
+    assert np.array_equal(stream.read(0, len(stream)), ids)
+    assert mixture.splits["validation"]["tokens"] == len(ids)
+    texts = [document.text for document in mixture.held_out_documents()]
+    assert mixture.splits["validation"]["bytes"] == sum(len(text.encode()) for text in texts)
+    scored = sum(weights.sum() for *_, weights in validation_windows(mixture, 48, 4))
+    assert scored == len(ids) - len(texts)
+
+
+def test_corpora_that_cannot_be_mixed_are_told(two, source, tmp_path):
+    with pytest.raises(InputError, match="every corpus a weight"):
+        Mixture([(two[0], 1.0), (two[1], None)])
+    other = prepare(source, split_and_train_tokenizer(source, 400).tokenizer, tmp_path / "foreign")
+    with pytest.raises(InputError, match="different tokenizers"):
+        Mixture.open([str(two[0].folder), str(other.folder)])
+    with pytest.raises(InputError, match=r"a\.jsonl, a part of .*, has \d+,\d+ tokens to train on, too few"):
+        Batches.of(Mixture([(two[1], None)]), 1_000_000, 4)
+    with pytest.raises(InputError, match="weight must be a number above 0"):
+        Mixture.open([f"{two[0].folder}=-1", f"{two[1].folder}=1"])
 
 
 def test_a_program_ends_while_batches_are_made_ahead(corpus):

@@ -37,7 +37,7 @@ def test_shards_hold_every_document_once_on_its_side(source, corpus):
 def test_held_out_text_and_bytes_are_recorded(corpus):
     texts = [document.text for document in corpus.held_out_documents()]
     assert texts == decoded(corpus, "validation")
-    assert corpus.bytes("validation") == sum(len(text.encode()) for text in texts)
+    assert corpus.splits["validation"]["bytes"] == sum(len(text.encode()) for text in texts)
 
 
 def test_many_shards_read_as_one_stream(source, corpus, tokenizer, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import gpt_keras
+from gpt_keras.data.preparation import prepare
 from gpt_keras.data.shards import Corpus
 
 from ..conftest import program
@@ -117,7 +118,10 @@ def losses(folder: Path) -> list[float]:
 @pytest.fixture(scope="module")
 def uninterrupted(source, tmp_path_factory) -> tuple[list[str], Path]:
     folder = tmp_path_factory.mktemp("whole")
-    arguments = ["--data", source, *SMALL, "--steps", "200", "--checkpoint-seconds", "0.1", "--export-dir", "null"]
+    more = folder / "more.jsonl"
+    more.write_text("".join(json.dumps({"text": program(5000 + i)}) + "\n" for i in range(100)))
+    arguments = ["--data", f"{source}=2", f"{more}=1", *SMALL, "--mask-documents", "--steps", "200"]
+    arguments += ["--checkpoint-seconds", "0.1", "--export-dir", "null"]
     done = train(*arguments, "--run-dir", folder / "run")
     assert done.returncode == 0, done.stderr
     return arguments, folder / "run"
@@ -144,6 +148,20 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_losses(uninterrupted, tmp_pa
     assert "resuming    after step" in resumed.stdout
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(whole), rtol=2e-4)
     assert not list(tmp_path.rglob("*.partial-*"))
+
+
+def test_prepared_corpora_are_mixed(corpus, tokenizer, tmp_path):
+    (tmp_path / "more.txt").write_text("\n\n".join(program(5000 + i) for i in range(100)))
+    prepare(str(tmp_path / "more.txt"), tokenizer, tmp_path / "more")
+    data = ["--data", f"{corpus.folder}=3", f"{tmp_path / 'more'}=1"]
+    small = [part for part in SMALL if part not in ("--vocabulary-size", "512")]
+    done = train(*data, *small, "--steps", 2, "--run-dir", tmp_path / "run", "--export-dir", "null", "--json")
+    assert done.returncode == 0, done.stderr
+    held_out = sum(Corpus(folder).splits["validation"]["bytes"] for folder in (corpus.folder, tmp_path / "more"))
+    assert json.loads(done.stdout.splitlines()[-1])["metrics"]["val_bytes"] == held_out
+    assert not (tmp_path / "run" / "corpus").exists()
+    other = train(*data[:2], *small, "--steps", 3, "--run-dir", tmp_path / "run", "--export-dir", "null")
+    assert other.returncode == 2 and "was begun with --data" in other.stderr
 
 
 @pytest.mark.slow
@@ -181,6 +199,7 @@ def write(folder: Path, name: str, content: bytes) -> Path:
 
 
 BAD = {
+    "corpora and text": (["--data", "CORPUS", "SMALL"], "is a prepared corpus and others are not"),
     "missing path": (["--data", "no/such/file.txt"], "no such file or folder"),
     "empty file": (["--data", "EMPTY"], "the corpus is empty"),
     "binary": (["--data", "BINARY"], "not UTF-8 text|binary data"),
@@ -203,6 +222,7 @@ BAD = {
 def test_bad_input_is_one_line_and_exit_code_2(case, tmp_path):
     arguments, message = BAD[case]
     files = {
+        "CORPUS": lambda: write(tmp_path, "corpus.json", b"{}").parent,
         "EMPTY": lambda: write(tmp_path, "empty.txt", b"  \n"),
         "BINARY": lambda: write(tmp_path, "binary.txt", os.urandom(4096)),
         "SMALL": lambda: write(tmp_path, "small.txt", "\n\n".join(program(i) for i in range(4)).encode()),
