@@ -23,44 +23,40 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from gpt_keras.data.cleaning import CleaningOptions
-from gpt_keras.data.duplicates import BANDS, MARGIN, ROWS, Sorter, pairs_in_groups
+from gpt_keras.data.decisions import BLOCK, decide, place_in_sample, sample_shares
+from gpt_keras.data.duplicates import BANDS, ROWS
 from gpt_keras.data.errors import InputError
-from gpt_keras.data.files import put_in_place, sweep, whole_file
+from gpt_keras.data.files import put_in_place, sweep
 from gpt_keras.data.sentencepiece_tokenizer import SentencePieceTokenizer, train_tokenizer
 from gpt_keras.data.shards import SPLITS, Corpus, ShardWriter, id_dtype
 from gpt_keras.data.sources import Block, Source, open_source, parse_weight
-from gpt_keras.data.split import Split, parse_rule, plan_split
+from gpt_keras.data.split import Split, parse_rule
 from gpt_keras.data.stages import (
-    CUT,
     DOCUMENT,
     DROPPED,
     EXAMPLES,
     NOTHING,
-    REASONS,
-    TRAIN,
-    VALIDATION,
     EncodeBlock,
     ScanBlock,
     TokenizerFiles,
     Work,
     add_totals,
     examples,
-    first_pairs,
     manifest,
 )
 from gpt_keras.data.tokenizer import Tokenizer
+from gpt_keras.data.work_files import must_read_note, open_at, read_note, sync, table, write_note
 from gpt_keras.data.workers import map_in_order
 
 SUFFIX = ".preparing"
 NOTE_SECONDS = 2.0
 SAMPLE_BYTES = 200_000_000
 """How much text a tokenizer is trained on, by default."""
-BLOCK = np.dtype([("documents", "<u4"), ("source", "<u4")])
 
 
 @dataclass(frozen=True)
@@ -249,7 +245,7 @@ class _Preparation:
                 raise InputError(
                     f"no space left on the disk while writing {self.folder}: free some; the same command then goes on"
                 ) from error
-            if isinstance(error, InputError) and _read_json(self.folder / "scan.json") is None:
+            if isinstance(error, InputError) and read_note(self.folder / "scan.json") is None:
                 shutil.rmtree(self.folder, ignore_errors=True)  # nothing was done that is worth keeping
         finally:
             self._lock.close()
@@ -264,10 +260,10 @@ class _Preparation:
             **cleaning,
         }
         plan = json.loads(json.dumps(plan))
-        begun = None if fresh else _read_json(self.folder / "plan.json")
+        begun = None if fresh else read_note(self.folder / "plan.json")
         if begun == plan:
             return
-        if begun is not None and not self._restart and _read_json(self.folder / "scan.json") is not None:
+        if begun is not None and not self._restart and read_note(self.folder / "scan.json") is not None:
             changed = next((name for name in plan if begun.get(name) != plan[name]), "options")
             what = "the sources have changed" if changed == "sources" else f"it had another --{changed}"
             raise InputError(
@@ -277,13 +273,13 @@ class _Preparation:
         for path in self.folder.iterdir():
             if path.name != "lock":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        _write_json(self.folder / "plan.json", plan)
+        write_note(self.folder / "plan.json", plan)
 
     # === Reading ===
 
     def scan(self) -> None:
         """Note digest, size, signature and reason to drop of every document."""
-        note = _read_json(self.folder / "scan.json")
+        note = read_note(self.folder / "scan.json")
         note = note or {"blocks": 0, "documents": 0, "bytes": 0, "counts": {}, "examples": {}, "done": False}
         if note["done"]:
             return
@@ -293,7 +289,7 @@ class _Preparation:
         counts, examples = Counter(note["counts"]), note["examples"]
         with contextlib.ExitStack() as stack:
             files = [
-                stack.enter_context(_open_at(self.folder / name, count))
+                stack.enter_context(open_at(self.folder / name, count))
                 for name, count in (
                     ("documents", note["documents"] * DOCUMENT.itemsize),
                     ("bands", note["documents"] * BANDS * 8),
@@ -316,12 +312,12 @@ class _Preparation:
                     note["bytes"] += size
                     self._report(Progress("reading", note["documents"], note["bytes"], total))
                     if time.monotonic() - noted > NOTE_SECONDS:
-                        _sync(files)
-                        _write_json(self.folder / "scan.json", {**note, "counts": dict(counts)})
+                        sync(files)
+                        write_note(self.folder / "scan.json", {**note, "counts": dict(counts)})
                         noted = time.monotonic()
-            _sync(files)
+            sync(files)
         note |= {"counts": dict(sorted(counts.items())), "done": True}
-        _write_json(self.folder / "scan.json", note)
+        write_note(self.folder / "scan.json", note)
 
     def _blocks(self, first: int = 0) -> Iterator[tuple[int, Block, int]]:
         """The blocks from number `first` on: source, parts, bytes."""
@@ -329,146 +325,39 @@ class _Preparation:
         for number, block in itertools.islice(everything, first, None):
             yield number, block, sum(part.size for part in block)
 
-    # === Deciding ===
-
     def decide(self) -> None:
-        """Find duplicates, hold out, and write each document's fate to `decisions`."""
-        if _read_json(self.folder / "split.json") is not None:
-            return
-        documents = self._map("documents", DOCUMENT)
-        count = len(documents)
-        if count == 0:
-            raise InputError(f"{', '.join(self.names)}: the corpus is empty: no document with any text in it")
-        self._report(Progress("deciding", 0, 0, None))
-        mode = self.options.cleaning.deduplicate
-        fate = np.memmap(self.folder / "decisions.part", np.uint8, "w+", shape=(count,))
-        alone = np.memmap(self.folder / "alone", np.bool_, "w+", shape=(count,))
-        for chunk in _chunks(count):
-            reasons = documents["reason"][chunk]
-            fate[chunk] = np.where(reasons > 0, DROPPED + reasons, TRAIN)
-            alone[chunk] = True
-        shown: dict[str, list[list[int]]] = {}
-        # Documents that equal an earlier one are compared with others through that one.
-        copies = np.memmap(self.folder / "copy", np.bool_, "w+", shape=(count,))
-        equal = (self.folder / "equal").open("w+b")
-        for pairs in self._equal_pairs(documents, fate):
-            copies[pairs[:, 0]] = True
-            if mode == "none":
-                equal.write(pairs.tobytes())
-            else:
-                fate[pairs[:, 0]] = DROPPED + 1 + REASONS.index("exact_duplicate")
-                shown["exact_duplicate"] = first_pairs(shown.get("exact_duplicate", []), pairs)
-        for pairs, alike in self._near_pairs(documents, fate, copies):
-            if mode == "near":
-                drop = pairs[alike >= self.options.cleaning.similarity]
-                fate[drop[:, 0]] = DROPPED + 1 + REASONS.index("near_duplicate")
-                shown["near_duplicate"] = first_pairs(shown.get("near_duplicate", []), drop)
-                pairs = pairs[alike < self.options.cleaning.similarity]
-            alone[pairs.ravel()] = False
-        equal.seek(0)
-        while len(pairs := np.fromfile(equal, np.int64, 1 << 20).reshape(-1, 2)):
-            alone[pairs[:, 0]] = alone[pairs[:, 1]]
-        equal.close()
-        digests, sizes = documents["digest"][:, 0], documents["size"]
-        split = plan_split(digests, sizes, _Compared(fate, TRAIN), alone, self.options.validation)
-        totals: Counter[str] = Counter()
-        dropped_bytes: Counter[str] = Counter()
-        for chunk in _chunks(count):
-            held = split.held_out(chunk.start, digests[chunk]) & alone[chunk] & (fate[chunk] == TRAIN)
-            fate[chunk] = np.where(held, VALIDATION, fate[chunk])
-            for number, reason in enumerate(REASONS, DROPPED + 1):
-                here = fate[chunk] == number
-                if here.any():
-                    totals[reason] += int(here.sum())
-                    dropped_bytes[reason] += int(sizes[chunk][here].sum(dtype=np.int64))
-        if split.tail_document is not None:
-            fate[split.tail_document] = CUT if split.tail_byte > 0 else VALIDATION
-        fate.flush()
-        os.replace(self.folder / "decisions.part", self.folder / "decisions")
-        record = {
-            "split": dataclasses.asdict(split),
-            "dropped": {r: {"documents": totals[r], "bytes": dropped_bytes[r]} for r in REASONS if totals[r]},
-            "pairs": shown,
-            "bytes": int(sum(int(sizes[chunk].sum(dtype=np.int64)) for chunk in _chunks(count))),
-        }
-        _write_json(self.folder / "split.json", record)
-        for name in ("alone", "copy", "equal", "bands", "signatures"):
-            (self.folder / name).unlink(missing_ok=True)
-
-    def _equal_pairs(self, documents: np.ndarray, fate: np.ndarray) -> Iterator[np.ndarray]:
-        """(document, the first one with the same text), some at a time."""
-        sorter = Sorter(self.folder, len(documents))
-        for chunk in _chunks(len(documents)):
-            numbers = np.arange(chunk.start, chunk.stop)[fate[chunk] == TRAIN]
-            sorter.add(documents["digest"][numbers, 0], numbers)
-        for _, numbers in sorter.groups():
-            digests = documents["digest"][numbers]
-            order = np.lexsort((numbers, digests[:, 1], digests[:, 0]))
-            digests, numbers = digests[order], numbers[order]
-            first = np.append(True, (digests[1:] != digests[:-1]).any(axis=1))[: len(numbers)]
-            lead = np.maximum.accumulate(np.where(first, np.arange(len(numbers)), 0))
-            yield np.stack([numbers[~first], numbers[lead[~first]]], axis=1)
-
-    def _near_pairs(
-        self, documents: np.ndarray, fate: np.ndarray, copies: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(document, an earlier one that it is nearly equal to) and how similar they are, band by band."""
-        bands = self._map("bands", np.dtype(np.uint64), BANDS)
-        signatures = self._map("signatures", np.dtype(np.uint8), BANDS * ROWS)
-        limit = self.options.cleaning.similarity
-        for band in range(BANDS):
-            sorter = Sorter(self.folder, len(documents))
-            for chunk in _chunks(len(documents)):
-                numbers = np.arange(chunk.start, chunk.stop)[(documents["reason"][chunk] == 0) & ~copies[chunk]]
-                sorter.add(bands[numbers, band], numbers)
-            for keys, numbers in sorter.groups():
-                yield pairs_in_groups(keys, numbers, signatures, limit, limit - MARGIN)
-            self._report(Progress("deciding", len(documents) * (band + 1) // BANDS, 0, None))
+        """Find duplicates, and hold out."""
+        try:
+            decide(
+                self.folder,
+                self.options.validation,
+                self.options.cleaning,
+                lambda documents: self._report(Progress("deciding", documents, 0, None)),
+            )
+        except InputError as error:
+            raise InputError(f"{', '.join(self.names)}: {error}") from error
 
     # === Tokenizing ===
 
     def texts(self, side: str, sample_bytes: int | None = None) -> Iterator[str]:
         """The texts of one side, in order; of at most about `sample_bytes` of them."""
         work = EncodeBlock(self.options.text_key, self.options.cleaning, None)
-        documents = self._map("documents", DOCUMENT)
-        shares = self._shares(sample_bytes) if sample_bytes is not None else None
+        documents = table(self.folder / "documents", DOCUMENT)
+        shares = sample_shares(self.folder, self.weights, sample_bytes) if sample_bytes is not None else None
         for item in self._decided(0):
             if shares is not None:
                 here = slice(item.first, item.first + len(item.fates))
-                item.fates[_place_in_sample(documents[here]) >= shares[item.source]] = DROPPED
+                item.fates[place_in_sample(documents[here]) >= shares[item.source]] = DROPPED
             if (item.fates >= DROPPED).all():
                 continue
             for kept, document in work.sides(item):
                 if kept == side:
                     yield document.text
 
-    def _shares(self, sample_bytes: int) -> list[int]:
-        """Which part of each source's training documents a sample has, in 65536ths."""
-        documents, blocks = self._map("documents", DOCUMENT), self._map("blocks", BLOCK)
-        fates = np.memmap(self.folder / "decisions", np.uint8, "r")
-        ends = np.cumsum(np.bincount(blocks["source"], blocks["documents"], len(self.names))).astype(int).tolist()
-        sizes = []  # by place in the sample
-        for start, end in zip([0, *ends], ends, strict=False):
-            size = np.zeros(1 << 16, np.int64)
-            for chunk in _chunks(end - start):
-                here = slice(start + chunk.start, start + chunk.stop)
-                kept = documents[here][fates[here] == TRAIN]
-                np.add.at(size, _place_in_sample(kept), kept["size"])
-            sizes.append(size)
-        if None in self.weights:
-            sizes = [np.sum(sizes, axis=0)] * len(sizes)
-            budgets = [sample_bytes] * len(sizes)
-        else:
-            total = sum(weight for weight in self.weights if weight is not None)
-            budgets = [int(sample_bytes * weight / total) for weight in self.weights if weight is not None]
-        shares = [np.searchsorted(np.cumsum(s), budget, "right") for s, budget in zip(sizes, budgets, strict=True)]
-        # Something of each source, however large its documents are.
-        return [max(int(share), int(np.argmax(size > 0)) + 1) for share, size in zip(shares, sizes, strict=True)]
-
     def _decided(self, first: int, shown: dict[int, str] | None = None) -> Iterator[Work]:
         """The blocks from number `first` on with the fates of their documents."""
-        split = Split(**_must_read(self.folder / "split.json")["split"])
-        counts = self._map("blocks", BLOCK)["documents"]
+        split = Split(**must_read_note(self.folder / "split.json")["split"])
+        counts = table(self.folder / "blocks", BLOCK)["documents"]
         fates = np.memmap(self.folder / "decisions", np.uint8, "r")
         start = int(counts[:first].sum())
         interesting = np.array(sorted(shown or {}), np.int64)
@@ -485,8 +374,8 @@ class _Preparation:
 
     def encode(self, tokenizer: Tokenizer, output: Path) -> None:
         """Tokenize what is kept, write shards and manifest, and put the corpus in its place."""
-        record = _must_read(self.folder / "split.json")
-        note = _read_json(self.folder / "encode.json")
+        record = must_read_note(self.folder / "split.json")
+        note = read_note(self.folder / "encode.json")
         if note is not None and note["tokenizer"] != tokenizer.fingerprint:
             if not self._restart:
                 raise InputError(
@@ -505,13 +394,13 @@ class _Preparation:
         writers = {split: ShardWriter(folder, split, dtype, note["writers"][split]) for split in SPLITS}
         wanted = {number: "" for pairs in record["pairs"].values() for pair in pairs for number in pair}
         done = sum(note["totals"][split]["bytes"] for split in SPLITS)
-        with _open_at(folder / "validation.jsonl", note["held_out_bytes"]) as held_out_text:
+        with open_at(folder / "validation.jsonl", note["held_out_bytes"]) as held_out_text:
 
             def take_note() -> None:
-                _sync([held_out_text])
+                sync([held_out_text])
                 note["held_out_bytes"] = held_out_text.tell()
                 note["writers"] = {split: writer.state() for split, writer in writers.items()}
-                _write_json(self.folder / "encode.json", note)
+                write_note(self.folder / "encode.json", note)
 
             noted = time.monotonic()
             work = EncodeBlock(self.options.text_key, self.options.cleaning, TokenizerFiles.of(tokenizer))
@@ -532,7 +421,7 @@ class _Preparation:
                     if time.monotonic() - noted > NOTE_SECONDS:
                         take_note()
                         noted = time.monotonic()
-            if note["blocks"] != len(self._map("blocks", BLOCK)):
+            if note["blocks"] != len(table(self.folder / "blocks", BLOCK)):
                 raise InputError(f"{', '.join(self.names)}: has changed since it was first read; prepare it again")
             take_note()
         for name, content in tokenizer.files.items():
@@ -543,9 +432,9 @@ class _Preparation:
             record["split"]["rule"],
             tokenizer,
             self.options.cleaning,
-            _must_read(self.folder / "scan.json")["counts"],
+            must_read_note(self.folder / "scan.json")["counts"],
             record["dropped"],
-            examples(_must_read(self.folder / "scan.json")["examples"], record["pairs"], note["names"]),
+            examples(must_read_note(self.folder / "scan.json")["examples"], record["pairs"], note["names"]),
             note["totals"],
             note["largest_id"],
             shards,
@@ -557,63 +446,3 @@ class _Preparation:
         put_in_place(folder, output, self.folder / "replaced")
         (self.folder / "plan.json").unlink()  # without it a later call takes the rest for what it is
         shutil.rmtree(self.folder)
-
-    def _map(self, name: str, dtype: np.dtype, columns: int | None = None) -> np.ndarray:
-        path = self.folder / name
-        if path.stat().st_size == 0:
-            return np.zeros(0 if columns is None else (0, columns), dtype)
-        flat = np.memmap(path, dtype, "r")
-        return flat if columns is None else flat.reshape(-1, columns)
-
-
-class _Compared:
-    """`array == value`, a slice at a time."""
-
-    def __init__(self, array: np.ndarray, value: int) -> None:
-        self._array, self._value = array, value
-
-    def __getitem__(self, where: slice) -> np.ndarray:
-        return self._array[where] == self._value
-
-
-def _place_in_sample(documents: np.ndarray) -> np.ndarray:
-    """When documents are drawn, 0 to 65535. The first half of the digest holds out, so the second one draws."""
-    return (documents["digest"][:, 1] >> np.uint64(48)).astype(np.int64)
-
-
-def _chunks(count: int) -> Iterable[slice]:
-    return (slice(start, min(start + (1 << 20), count)) for start in range(0, count, 1 << 20))
-
-
-def _open_at(path: Path, size: int) -> IO[bytes]:
-    """Open a file to append at `size`; what is behind was written by a process that was killed."""
-    stream: IO[bytes] = path.open("r+b" if path.exists() else "w+b")
-    stream.truncate(size)
-    stream.seek(size)
-    return stream
-
-
-def _sync(files: Iterable[IO[bytes]]) -> None:
-    for file in files:
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _must_read(path: Path) -> dict[str, Any]:
-    value = _read_json(path)
-    if value is None:
-        raise InputError(f"{path}: damaged; give --restart to begin again")
-    return value
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(value), "utf-8")

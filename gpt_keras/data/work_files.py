@@ -1,0 +1,65 @@
+"""The files that a preparation works with: notes that are whole or absent, and tables too large for memory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from gpt_keras.data.errors import InputError
+from gpt_keras.data.files import whole_file
+
+
+def table(path: Path, dtype: np.dtype, columns: int | None = None) -> np.ndarray:
+    """A file of records as an array [records] or [records, columns], which is read as it is used."""
+    if path.stat().st_size == 0:
+        return np.zeros(0 if columns is None else (0, columns), dtype)
+    flat = np.memmap(path, dtype, "r")
+    return flat if columns is None else flat.reshape(-1, columns)
+
+
+def chunks(count: int) -> Iterable[slice]:
+    """Some of `count` records at a time."""
+    return (slice(start, min(start + (1 << 20), count)) for start in range(0, count, 1 << 20))
+
+
+def open_at(path: Path, size: int) -> IO[bytes]:
+    """Open a file to append at `size`; what is behind was written by a process that was killed."""
+    stream: IO[bytes] = path.open("r+b" if path.exists() else "w+b")
+    stream.truncate(size)
+    stream.seek(size)
+    return stream
+
+
+def sync(files: Iterable[IO[bytes]]) -> None:
+    """See that what was written is on the disk."""
+    for file in files:
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_note(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or `None` where there is none."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def must_read_note(path: Path) -> dict[str, Any]:
+    """As `read_note`; raises InputError where there is none."""
+    value = read_note(path)
+    if value is None:
+        raise InputError(f"{path}: damaged; give --restart to begin again")
+    return value
+
+
+def write_note(path: Path, value: dict[str, Any]) -> None:
+    """Put a JSON object in the file's place, whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(value), "utf-8")
