@@ -29,6 +29,8 @@ test-llama: $(VENV)/.installed-test  ## GGUF files in llama.cpp itself; compiles
 bench: $(VENV)/.installed-test  ## Speed beside other libraries; compiles llama-cpp-python first, some minutes
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[benchmark]'
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.data
+	$(BIN)/python -m benchmarks.tokenizers
 	$(BIN)/python -m benchmarks.generation
 
 lint: $(VENV)/.installed-test  ## Style and types

@@ -21,7 +21,8 @@ from gpt_keras.data.conversations import encode_for_training
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.pipeline import numbered_dataset
 from gpt_keras.data.pretraining import keyed, permute
-from gpt_keras.data.sources import open_source, read_values
+from gpt_keras.data.reading import read_values
+from gpt_keras.data.sources import open_source
 from gpt_keras.data.tokenizer import Tokenizer
 
 Truncation = Literal["refuse", "drop", "cut_start", "cut_end"]

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gpt_keras.data.errors import InputError
+from gpt_keras.data.reading import Document
 from gpt_keras.data.shards import SPLITS, Corpus, TokenStream
-from gpt_keras.data.sources import Document, parse_weight
+from gpt_keras.data.sources import parse_weight
 
 
 class Mixture:

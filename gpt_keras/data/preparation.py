@@ -32,9 +32,10 @@ from gpt_keras.data.decisions import BLOCK, decide, place_in_sample, sample_shar
 from gpt_keras.data.duplicates import BANDS, ROWS
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import put_in_place, sweep
+from gpt_keras.data.reading import Block
 from gpt_keras.data.sentencepiece_tokenizer import SentencePieceTokenizer, train_tokenizer
 from gpt_keras.data.shards import SPLITS, Corpus, ShardWriter, id_dtype
-from gpt_keras.data.sources import Block, Source, open_source, parse_weight
+from gpt_keras.data.sources import Source, open_source, parse_weight
 from gpt_keras.data.split import Split, parse_rule
 from gpt_keras.data.stages import (
     DOCUMENT,

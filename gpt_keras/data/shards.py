@@ -28,7 +28,7 @@ import numpy as np
 
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import whole_file
-from gpt_keras.data.sources import Document
+from gpt_keras.data.reading import Document
 from gpt_keras.data.tokenizer import Tokenizer
 
 FORMAT = 2

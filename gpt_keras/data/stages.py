@@ -19,8 +19,8 @@ from gpt_keras.data.cleaning import Cleaner, CleaningOptions
 from gpt_keras.data.duplicates import features
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.fast_encoding import FastEncoder
+from gpt_keras.data.reading import Block, Document, read_part
 from gpt_keras.data.shards import FORMAT, SPLITS, id_dtype
-from gpt_keras.data.sources import Block, Document, read_part
 from gpt_keras.data.split import line_before
 from gpt_keras.data.tokenizer import Tokenizer
 

@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import json
 import random
@@ -11,7 +12,8 @@ import pytest
 from apache_beam.io.filesystem import FileMetadata
 from apache_beam.io.localfilesystem import LocalFileSystem
 
-from gpt_keras.data import beam
+from gpt_keras.corpus import CorpusOptions
+from gpt_keras.data import beam_stages
 from gpt_keras.data.beam import prepare_on_beam, split_flags
 from gpt_keras.data.cleaning import CleaningOptions
 from gpt_keras.data.errors import InputError
@@ -75,7 +77,7 @@ def test_beam_prepares_the_same_corpus_as_one_machine(folder, tokenizer, tmp_pat
 
 
 def test_many_shards_each_of_one_source(folder, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(beam, "SHARD_BYTES", 300_000)
+    monkeypatch.setattr(beam_stages, "SHARD_BYTES", 300_000)
     sources = [str(folder / "a.jsonl"), str(folder / "deep")]
     for name in ("first", "again"):
         manifest = prepare_on_beam(sources, tokenizer, str(tmp_path / name), PreparationOptions(workers=1))
@@ -137,6 +139,8 @@ def test_text_and_corpus_in_a_bucket(folder, tokenizer, tmp_path):
         prepare_on_beam(f"shared://{tmp_path}/nothing", tokenizer, str(tmp_path / "new"), options)
     with pytest.raises(InputError, match=r"nowhere://x: cannot be listed .*apache-beam\[gcp\]"):
         prepare_on_beam("nowhere://x", tokenizer, str(tmp_path / "new"), options)
+    with pytest.raises(InputError, match=r"nowhere://x: cannot be written .*apache-beam\[gcp\]"):
+        prepare_on_beam(str(folder), tokenizer, "nowhere://x", options)
     assert not (tmp_path / "new").exists()
 
 
@@ -175,6 +179,7 @@ def test_what_beam_cannot_do_is_told(source, tokenizer, tmp_path):
     attempt("text has no order", validation="tail:0.1")
     attempt("DirectRunner has no such option", flags=["--no_such=1"])
     attempt("--workers is for one machine", "FlinkRunner", workers=2)
+    attempt("where Dataflow's workers do not see it", "DataflowRunner")
     attempt("FlinkRunner: ", "FlinkRunner", ["--job_endpoint=localhost:1", "--job_server_timeout=1"])
     (tmp_path / "empty.jsonl").write_text('{"text": " "}\n')
     with pytest.raises(InputError, match="empty"):
@@ -188,6 +193,17 @@ def test_flags_of_beam_are_told_from_others():
     ours, theirs = split_flags([*line.split(), "--", "--fires", "3"], ["--runner", "--output"])
     assert " ".join(ours) == "prepare a --runner FlinkRunner b --output out c --no"
     assert " ".join(theirs) == "--flink_master host:1 --parallelism=9 --save_main_session --fires 3"
+
+
+def test_the_commands_in_the_documentation_are_known_to_beam():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text().replace("\\\n", " ")
+    commands = [line.split() for line in page.splitlines() if "gpt_keras.corpus prepare" in line and "--runner" in line]
+    assert {line[line.index("--runner") + 1] for line in commands} == {"DirectRunner", "FlinkRunner", "DataflowRunner"}
+    own = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(CorpusOptions)}
+    for line in commands:
+        ours, theirs = split_flags(line, own)
+        assert {argument for argument in ours if argument.startswith("--")} <= own
+        assert all(argument.startswith("--") and "=" in argument for argument in theirs)
 
 
 def run(*arguments) -> subprocess.CompletedProcess:

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_keras.data.errors import InputError
-from gpt_keras.data.sources import PIECE_BYTES, Document, open_source
+from gpt_keras.data.reading import PIECE_BYTES, Document
+from gpt_keras.data.sources import open_source
 
 
 def read(source, **kwargs) -> list[Document]:
