@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import bisect
 import functools
+import itertools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,12 +23,14 @@ from gpt_keras.data.conversations import encode_for_training
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.pipeline import numbered_dataset
 from gpt_keras.data.pretraining import keyed, permute
-from gpt_keras.data.reading import read_values
+from gpt_keras.data.reading import Part, read_values
 from gpt_keras.data.sources import open_source
 from gpt_keras.data.tokenizer import Tokenizer
+from gpt_keras.data.workers import map_in_order
 
 Truncation = Literal["refuse", "drop", "cut_start", "cut_end"]
 INPUTS = ("token_ids", "positions", "segment_ids")
+_BYTES_FOR_A_WORKER = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ def read_examples(
     truncation: Truncation = "refuse",
     template: str | None = None,
     report: Callable[[int], None] = lambda examples: None,
+    workers: int | None = None,
 ) -> Examples:
     """Read and tokenize conversations.
 
@@ -75,6 +80,7 @@ def read_examples(
             have no end.
         template: Another chat template than the tokenizer's.
         report: Called with the number of examples read so far.
+        workers: Processes; by default as many as there are cores, but one for little data. Does not change the result.
 
     Raises:
         InputError: Naming the file and line: it is no conversation, or one that is too long.
@@ -84,14 +90,15 @@ def read_examples(
     dropped = {"too_long": 0, "nothing_to_learn": 0}
     cut = read = 0
     opened = [open_source(source, "messages") for source in ([sources] if isinstance(sources, str) else sources)]
-    values = (value for source in opened for part in source.parts() for value in read_values(part, "messages"))
-    for name, messages in values:
-        if not isinstance(messages, list | np.ndarray):
-            raise InputError(f"{name}: messages must be a list of turns, not {type(messages).__name__}")
-        try:
-            ids, says = encode_for_training(tokenizer, list(messages), template)
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from error
+    if workers is None:
+        size = sum(source.total_bytes or 0 for source in opened)
+        workers = max(1, min(os.cpu_count() or 1, size // _BYTES_FOR_A_WORKER))
+    work = _TokenizePart(dict(tokenizer.files), template or tokenizer.chat_template)
+    parts = (part for source in opened for part in source.parts())
+    tokenized = itertools.chain.from_iterable(
+        map_in_order(work if workers > 1 else work.here(tokenizer), parts, workers)
+    )
+    for name, ids, says in tokenized:
         read += 1
         report(read)
         if len(ids) > context_length + 1:
@@ -106,15 +113,40 @@ def read_examples(
             kept = slice(-context_length - 1, None) if truncation == "cut_start" else slice(context_length + 1)
             ids, says = ids[kept], says[kept]
             cut += 1
-        if not any(says[1:]):
+        if not says[1:].any():
             dropped["nothing_to_learn"] += 1
             continue
-        tokens.append(np.array(ids, np.int32))
-        trained.append(np.array(says, bool))
+        tokens.append(ids)
+        trained.append(says)
     if not tokens:
         raise InputError(f"{', '.join(source.name for source in opened)}: no example to learn from is left")
     ends = np.cumsum([len(ids) for ids in tokens], dtype=np.int64)
     return Examples(np.concatenate(tokens), np.concatenate(trained), ends, dropped, cut)
+
+
+class _TokenizePart:
+    """Some of the conversations, in any process: name, ids int32, and whether each is trained."""
+
+    def __init__(self, files: dict[str, bytes], template: str | None, tokenizer: Tokenizer | None = None) -> None:
+        self._files, self._template, self._tokenizer = files, template, tokenizer
+
+    def here(self, tokenizer: Tokenizer) -> _TokenizePart:
+        """The same with a tokenizer that is there already."""
+        return _TokenizePart(self._files, self._template, tokenizer)
+
+    def __call__(self, part: Part) -> list[tuple[str, np.ndarray, np.ndarray]]:
+        self._tokenizer = self._tokenizer or Tokenizer.from_files(self._files, "the tokenizer")
+        assert self._tokenizer is not None
+        done = []
+        for name, messages in read_values(part, "messages"):
+            if not isinstance(messages, list | np.ndarray):
+                raise InputError(f"{name}: messages must be a list of turns, not {type(messages).__name__}")
+            try:
+                ids, says = encode_for_training(self._tokenizer, list(messages), self._template)
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from error
+            done.append((name, np.array(ids, np.int32), np.array(says, bool)))
+        return done
 
 
 @dataclass(frozen=True)

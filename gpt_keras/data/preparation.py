@@ -55,6 +55,8 @@ from gpt_keras.data.work_files import must_read_note, open_at, read_note, sync, 
 from gpt_keras.data.workers import map_in_order
 
 SUFFIX = ".preparing"
+_REPLACED = "replaced"
+"""Where an old corpus is for a moment while the new one takes its place."""
 NOTE_SECONDS = 2.0
 SAMPLE_BYTES = 200_000_000
 """How much text a tokenizer is trained on, by default."""
@@ -271,6 +273,9 @@ class _Preparation:
                 f"{self.folder} holds an unfinished preparation that is not this one ({what.replace('_', '-')}): "
                 "give the same to go on, or --restart to begin again"
             )
+        output = self.folder.with_name(self.folder.name.removesuffix(SUFFIX))
+        if (self.folder / _REPLACED).exists() and not output.exists():  # killed between the last two renames
+            os.replace(self.folder / _REPLACED, output)
         for path in self.folder.iterdir():
             if path.name != "lock":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -444,6 +449,6 @@ class _Preparation:
         for path in folder.iterdir():
             with open(path, "rb") as stream:
                 os.fsync(stream.fileno())
-        put_in_place(folder, output, self.folder / "replaced")
+        put_in_place(folder, output, self.folder / _REPLACED)
         (self.folder / "plan.json").unlink()  # without it a later call takes the rest for what it is
         shutil.rmtree(self.folder)

@@ -14,8 +14,11 @@ from gpt_keras.config import GPTConfig
 from gpt_keras.data.conversations import encode_for_training
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.finetuning import Examples, PackedBatches, pack, read_examples
+from gpt_keras.data.tokenizer import Tokenizer
 
 from ..conftest import build, program
+from .test_conversations import CHATML
+from .test_hub_tokenizer import write_byte_level
 
 CONTEXT = 96
 
@@ -64,6 +67,23 @@ def test_examples_are_the_conversations(examples, tokenizer):
         ids, trained = encode_for_training(tokenizer, talk(number))
         here = slice(examples.starts[number], examples.ends[number])
         assert examples.tokens[here].tolist() == ids and examples.trained[here].tolist() == trained
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "byte-level"])
+def test_the_examples_do_not_depend_on_the_number_of_workers(kind, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("gpt_keras.data.reading.BLOCK_BYTES", 4000)  # several parts
+    if kind == "byte-level":
+        write_byte_level(tmp_path, chat_template=CHATML)
+        tokenizer = Tokenizer.load(tmp_path)
+    path = write(tmp_path / "talk.jsonl", [talk(number) for number in range(200)])
+    one, two = (read_examples(path, tokenizer, 400, workers=workers) for workers in (1, 2))
+    assert len(one) == 200 and one.trained.any()
+    for name in ("tokens", "trained", "ends"):
+        assert np.array_equal(getattr(one, name), getattr(two, name))
+    with open(path, "a") as stream:
+        stream.write('{"messages": [{"role": "tool", "content": "x"}]}\n')
+    with pytest.raises(InputError, match=r"talk\.jsonl:201: "):
+        read_examples(path, tokenizer, 400, workers=2)
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 3, 7])

@@ -268,3 +268,23 @@ def test_weights_are_read_and_kept(large, tokenizer, tmp_path):
     streams = corpus.source_streams()
     assert sum(map(len, streams)) == len(corpus.streams["train"])
     assert np.array_equal(streams[0].read(0, 1000), corpus.streams["train"].read(0, 1000))
+
+
+def test_an_old_corpus_is_put_back_if_its_replacement_was_killed_in_the_act(source, tokenizer, tmp_path, monkeypatch):
+    output = tmp_path / "corpus"
+    prepare(source, tokenizer, output)
+    old = contents(output)
+
+    def killed(partial, path, replaced):
+        os.replace(path, replaced)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gpt_keras.data.preparation.put_in_place", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(source, tokenizer, output)
+    assert not output.exists()
+    (tmp_path / "bad.jsonl").write_text("no JSON\n")
+    with pytest.raises(InputError, match="not JSON"):
+        prepare(str(tmp_path / "bad.jsonl"), tokenizer, output, restart=True)
+    assert contents(output) == old
