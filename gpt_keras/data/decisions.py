@@ -17,7 +17,7 @@ from gpt_keras.data.duplicates import BANDS, MARGIN, ROWS, Sorter, pairs_in_grou
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.split import plan_split
 from gpt_keras.data.stages import CUT, DOCUMENT, DROPPED, REASONS, TRAIN, VALIDATION, first_pairs
-from gpt_keras.data.work_files import chunks, read_note, table, write_note
+from gpt_keras.data.work_files import chunks, forget, read_note, table, write_note
 
 BLOCK = np.dtype([("documents", "<u4"), ("source", "<u4")])
 
@@ -44,7 +44,7 @@ def decide(folder: Path, rule: str, cleaning: CleaningOptions, report: Callable[
     mode = cleaning.deduplicate
     fate = np.memmap(folder / "decisions.part", np.uint8, "w+", shape=(count,))
     alone = np.memmap(folder / "alone", np.bool_, "w+", shape=(count,))
-    for chunk in chunks(count):
+    for chunk in chunks(count, documents):
         reasons = documents["reason"][chunk]
         fate[chunk] = np.where(reasons > 0, DROPPED + reasons, TRAIN)
         alone[chunk] = True
@@ -74,7 +74,7 @@ def decide(folder: Path, rule: str, cleaning: CleaningOptions, report: Callable[
     split = plan_split(digests, sizes, _Compared(fate, TRAIN), alone, rule)
     totals: Counter[str] = Counter()
     dropped_bytes: Counter[str] = Counter()
-    for chunk in chunks(count):
+    for chunk in chunks(count, documents):
         held = split.held_out(chunk.start, digests[chunk]) & alone[chunk] & (fate[chunk] == TRAIN)
         fate[chunk] = np.where(held, VALIDATION, fate[chunk])
         for number, reason in enumerate(REASONS, DROPPED + 1):
@@ -90,7 +90,7 @@ def decide(folder: Path, rule: str, cleaning: CleaningOptions, report: Callable[
         "split": dataclasses.asdict(split),
         "dropped": {r: {"documents": totals[r], "bytes": dropped_bytes[r]} for r in REASONS if totals[r]},
         "pairs": shown,
-        "bytes": int(sum(int(sizes[chunk].sum(dtype=np.int64)) for chunk in chunks(count))),
+        "bytes": int(sum(int(sizes[chunk].sum(dtype=np.int64)) for chunk in chunks(count, documents))),
     }
     write_note(folder / "split.json", record)
     for name in ("alone", "copy", "equal", "bands", "signatures"):
@@ -100,11 +100,12 @@ def decide(folder: Path, rule: str, cleaning: CleaningOptions, report: Callable[
 def _equal_pairs(folder: Path, documents: np.ndarray, fate: np.ndarray) -> Iterator[np.ndarray]:
     """(document, the first one with the same text), some at a time."""
     sorter = Sorter(folder, len(documents))
-    for chunk in chunks(len(documents)):
+    for chunk in chunks(len(documents), documents):
         numbers = np.arange(chunk.start, chunk.stop)[fate[chunk] == TRAIN]
         sorter.add(documents["digest"][numbers, 0], numbers)
     for _, numbers in sorter.groups():
         digests = documents["digest"][numbers]
+        forget(documents)
         order = np.lexsort((numbers, digests[:, 1], digests[:, 0]))
         digests, numbers = digests[order], numbers[order]
         first = np.append(True, (digests[1:] != digests[:-1]).any(axis=1))[: len(numbers)]
@@ -120,11 +121,12 @@ def _near_pairs(
     signatures = table(folder / "signatures", np.dtype(np.uint8), BANDS * ROWS)
     for band in range(BANDS):
         sorter = Sorter(folder, len(documents))
-        for chunk in chunks(len(documents)):
+        for chunk in chunks(len(documents), documents, bands):
             numbers = np.arange(chunk.start, chunk.stop)[(documents["reason"][chunk] == 0) & ~copies[chunk]]
             sorter.add(bands[numbers, band], numbers)
         for keys, numbers in sorter.groups():
             yield pairs_in_groups(keys, numbers, signatures, limit, limit - MARGIN)
+            forget(signatures)
         report(len(documents) * (band + 1) // BANDS)
 
 
@@ -152,7 +154,7 @@ def sample_shares(folder: Path, weights: Sequence[float | None], sample_bytes: i
     sizes = []  # by place in the sample
     for start, end in zip([0, *ends], ends, strict=False):
         size = np.zeros(1 << 16, np.int64)
-        for chunk in chunks(end - start):
+        for chunk in chunks(end - start, documents):
             here = slice(start + chunk.start, start + chunk.stop)
             kept = documents[here][fates[here] == TRAIN]
             np.add.at(size, place_in_sample(kept), kept["size"])

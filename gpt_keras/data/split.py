@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from gpt_keras.data.errors import InputError
+from gpt_keras.data.work_files import chunks
 
-_CHUNK = 1 << 20
 _BIN = np.uint64(48)
 """A digest's first 16 bits are its bin."""
 
@@ -60,7 +60,7 @@ def plan_split(digests: np.ndarray, sizes: np.ndarray, kept: Any, alone: np.ndar
     """
     by_tail, fraction = parse_rule(rule)
     tally = Tally()
-    for chunk in _chunks(len(digests)):
+    for chunk in chunks(len(digests), digests, sizes):
         tally.add(digests[chunk][kept[chunk]], sizes[chunk][kept[chunk]], alone[chunk][kept[chunk]])
     if tally.documents == 0:
         raise InputError("the corpus is empty: no document with any text in it")
@@ -72,7 +72,7 @@ def plan_split(digests: np.ndarray, sizes: np.ndarray, kept: Any, alone: np.ndar
         return _tail(sizes, kept, cut, f"tail:{share}")
     last_bin = tally.last_bin(rule)
     inside: dict[int, int] = {}
-    for chunk in _chunks(len(digests)):
+    for chunk in chunks(len(digests), digests, sizes):
         here = kept[chunk] & alone[chunk] & (digests[chunk] >> _BIN == np.uint64(last_bin))
         for digest, size in zip(digests[chunk][here].tolist(), sizes[chunk][here].tolist(), strict=True):
             inside[digest] = inside.get(digest, 0) + size
@@ -148,7 +148,7 @@ class Tally:
 
 def _tail(sizes: np.ndarray, kept: Any, cut: int, rule: str) -> Split:
     passed = 0
-    for chunk in _chunks(len(sizes)):
+    for chunk in chunks(len(sizes), sizes):
         here = np.where(kept[chunk], sizes[chunk], 0).astype(np.int64)
         ends = passed + np.cumsum(here)
         if ends[-1] > cut:
@@ -156,10 +156,6 @@ def _tail(sizes: np.ndarray, kept: Any, cut: int, rule: str) -> Split:
             return Split(rule, tail_document=chunk.start + number, tail_byte=cut - int(ends[number] - here[number]))
         passed = int(ends[-1])
     raise AssertionError("the tail begins inside the corpus")
-
-
-def _chunks(count: int) -> list[slice]:
-    return [slice(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
 
 
 def line_before(raw: bytes, cut: int) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,6 +13,8 @@ import numpy as np
 
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import whole_file
+
+_CHUNK = 1 << 18
 
 
 def table(path: Path, dtype: np.dtype, columns: int | None = None) -> np.ndarray:
@@ -22,9 +25,19 @@ def table(path: Path, dtype: np.dtype, columns: int | None = None) -> np.ndarray
     return flat if columns is None else flat.reshape(-1, columns)
 
 
-def chunks(count: int) -> Iterable[slice]:
-    """Some of `count` records at a time."""
-    return (slice(start, min(start + (1 << 20), count)) for start in range(0, count, 1 << 20))
+def chunks(count: int, *tables: np.ndarray) -> Iterator[slice]:
+    """Some of `count` records at a time; what was read of `tables` for one chunk is not kept for the next."""
+    for start in range(0, count, _CHUNK):
+        yield slice(start, min(start + _CHUNK, count))
+        forget(*tables)
+
+
+def forget(*tables: np.ndarray) -> None:
+    """Give back the memory of what was read of mapped files; arrays that are none stay as they are."""
+    for array in tables:
+        mapped = getattr(array, "_mmap", None)
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def open_at(path: Path, size: int) -> IO[bytes]:
