@@ -215,8 +215,10 @@ def alike(
     numbers = [number for number, _ in entries]
     signatures = np.frombuffer(b"".join(signature for _, signature in entries), np.uint8).reshape(len(entries), -1)
     keys = np.zeros(len(entries), np.uint64)
-    pairs, degrees = pairs_in_groups(keys, np.arange(len(entries)), signatures, similarity, similarity - MARGIN)
-    for (document, earlier), degree in zip(pairs.tolist(), degrees.tolist(), strict=True):
+    found = pairs_in_groups(keys, np.arange(len(entries)), signatures, similarity, similarity - MARGIN)
+    for (document, earlier), degree in (
+        (pair, d) for pairs, degrees in found for pair, d in zip(pairs, degrees, strict=True)
+    ):
         if drop and degree >= similarity:
             yield numbers[document], numbers[earlier]
         else:

@@ -125,8 +125,7 @@ def _near_pairs(
             numbers = np.arange(chunk.start, chunk.stop)[(documents["reason"][chunk] == 0) & ~copies[chunk]]
             sorter.add(bands[numbers, band], numbers)
         for keys, numbers in sorter.groups():
-            yield pairs_in_groups(keys, numbers, signatures, limit, limit - MARGIN)
-            forget(signatures)
+            yield from pairs_in_groups(keys, numbers, signatures, limit, limit - MARGIN)
         report(len(documents) * (band + 1) // BANDS)
 
 

@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import rensa
 
+from gpt_keras.data.work_files import forget
+
 BANDS, ROWS = 20, 6
 SHINGLE_WORDS = 5
 MARGIN = 0.15
@@ -125,9 +127,9 @@ def similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def pairs_in_groups(
     keys: np.ndarray, documents: np.ndarray, signatures: np.ndarray, limit: float, lowest: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Nearly equal documents among those that share a key: int64 [pairs, 2] of a document and the earlier one that it
-    is compared with, and float64 [pairs], how similar they are.
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Nearly equal documents among those that share a key, some at a time: int64 [pairs, 2] of a document and the
+    earlier one that it is compared with, and float64 [pairs], how similar they are.
 
     The first document of a group leads it. Those that are not nearly equal to it form a group of their own, and so on,
     so that every document is compared with all that were not nearly equal to an earlier one.
@@ -139,20 +141,19 @@ def pairs_in_groups(
         limit: The similarity from which on documents are nearly equal.
         lowest: The similarity from which on pairs are given.
     """
-    found, degrees = [np.zeros((0, 2), np.int64)], [np.zeros(0)]
     while len(keys):
         first = np.append(True, keys[1:] != keys[:-1])
         lead = np.maximum.accumulate(np.where(first, np.arange(len(keys)), 0))
         rest = np.flatnonzero(~first)
-        alike = np.zeros(len(rest))
+        other = np.zeros(len(rest), bool)
         for start in range(0, len(rest), 65536):  # signatures are large
             part = rest[start : start + 65536]
-            alike[start : start + 65536] = similarity(signatures[documents[part]], signatures[documents[lead[part]]])
-        given = alike >= lowest
-        found.append(np.stack([documents[rest[given]], documents[lead[rest[given]]]], axis=1))
-        degrees.append(alike[given])
-        keys, documents = keys[rest[alike < limit]], documents[rest[alike < limit]]
-    return np.concatenate(found), np.concatenate(degrees)
+            alike = similarity(signatures[documents[part]], signatures[documents[lead[part]]])
+            forget(signatures)
+            other[start : start + 65536] = alike < limit
+            given = alike >= lowest
+            yield np.stack([documents[part[given]], documents[lead[part[given]]]], axis=1), alike[given]
+        keys, documents = keys[rest[other]], documents[rest[other]]
 
 
 class Sorter:
