@@ -26,6 +26,8 @@ MARGIN = 0.15
 """A document is not held out if it is this much below the limit of being nearly equal to another one."""
 SORT_BYTES = 1 << 25
 """How much is sorted in memory at a time."""
+MAPPED_BYTES = 1 << 29
+"""Signatures up to this are kept in memory once they are read; larger tables are read again and again."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,8 @@ def pairs_in_groups(
         for start in range(0, len(rest), 65536):  # signatures are large
             part = rest[start : start + 65536]
             alike = similarity(signatures[documents[part]], signatures[documents[lead[part]]])
-            forget(signatures)
+            if signatures.nbytes > MAPPED_BYTES:
+                forget(signatures)
             other[start : start + 65536] = alike < limit
             given = alike >= lowest
             yield np.stack([documents[part[given]], documents[lead[part[given]]]], axis=1), alike[given]
