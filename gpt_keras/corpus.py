@@ -20,6 +20,7 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 from gpt_keras import command
@@ -149,9 +150,7 @@ def _prepare(options: CorpusOptions) -> None:
     prepared = PreparationOptions(options.validation, options.text_key, cleaning, options.workers)
     tokenizer = Tokenizer.load(options.tokenizer)
     if options.runner is not None:
-        from gpt_keras.data.beam import prepare_on_beam
-
-        manifest = prepare_on_beam(
+        manifest = _beam().prepare_on_beam(
             options.source, tokenizer, options.output, prepared, options.runner, options.runner_options
         )
     else:
@@ -164,20 +163,28 @@ def _prepare(options: CorpusOptions) -> None:
         show_corpus(manifest, options.output, Console())
 
 
+def _beam() -> ModuleType:
+    """`gpt_keras.data.beam`, which takes an extra."""
+    logging.disable(logging.WARNING)  # Beam's words on what its optional parts need
+    try:
+        from gpt_keras.data import beam
+    except ImportError as error:
+        raise InputError(f"--runner needs one more package: pip install 'gpt_keras[beam]' ({error})") from error
+    finally:
+        logging.disable(logging.NOTSET)
+    return beam
+
+
 def cli() -> int:
     argv = sys.argv[1:]
     theirs: list[str] = []
     if any(argument.split("=")[0] == "--runner" for argument in argv):
-        logging.disable(logging.WARNING)  # Beam's words on what its optional parts need
-        try:
-            from gpt_keras.data.beam import split_flags
-        except ImportError as error:
-            print(f"error: --runner needs one more package: pip install 'gpt_keras[beam]' ({error})", file=sys.stderr)
-            return 2
-        finally:
-            logging.disable(logging.NOTSET)
         own = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(CorpusOptions)]
-        argv, theirs = split_flags(argv, [*own, "--help"])
+        try:
+            argv, theirs = _beam().split_flags(argv, [*own, "--help", "--config"])
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     return command.run(
         lambda options: main(dataclasses.replace(options, runner_options=options.runner_options + theirs)),
         CorpusOptions,
