@@ -1,6 +1,7 @@
 """Speed of data: preparing a corpus beside sentencepiece and datasets, reading batches beside nanoGPT's loader.
 
     python -m benchmarks.data [--text FILE] [--megabytes 500] [--vocabulary-size 32768] [--quick] [--json]
+    python -m benchmarks.data --beam --megabytes 50 [--document-characters 2500]  # one worker each
 
 The text is FILE (by default the Python that runs this) again and again, with a number behind every twentieth word, so
 that it is not the same words over and over. All get the same documents, in JSON lines, and tokenizers of the same
@@ -28,6 +29,7 @@ import numpy as np
 from benchmarks import report
 
 PREPARING = ("gpt_keras", "sentencepiece one process", "datasets tokenizers")
+BEAM = ("gpt_keras one worker", "gpt_keras beam one worker")
 READING = ("gpt_keras", "gpt_keras mask", "nanogpt torch memmap")
 BATCH, CONTEXT = 16, 1024
 SHARDS = 1000
@@ -38,6 +40,8 @@ def main() -> None:
     parser.add_argument("--text", default="python-stdlib")
     parser.add_argument("--megabytes", type=int, default=500)
     parser.add_argument("--vocabulary-size", type=int, default=32768)
+    parser.add_argument("--document-characters", type=int, help="cut documents to this length")
+    parser.add_argument("--beam", action="store_true", help="only compare preparing on Beam with preparing here")
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="20 MB, 8192 pieces, one turn")
     parser.add_argument("--json", action="store_true")
@@ -58,7 +62,7 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace, folder: Path) -> None:
-    write_text(options.text, options.megabytes * 1_000_000, folder / "text.jsonl")
+    write_text(options.text, options.megabytes * 1_000_000, folder / "text.jsonl", options.document_characters)
     train_tokenizers(options.vocabulary_size, folder)
 
     def best(kind: str, systems: tuple[str, ...], choose: Callable[[float, float], float]) -> dict[str, float]:
@@ -73,6 +77,15 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
         return found
 
     results = []
+    if options.beam:
+        rates = best("prepare", BEAM, max)
+        rows = [["preparing", "MB/s"], *([system, f"{rate:.1f}"] for system, rate in rates.items())]
+        report.print_table(rows)
+        if options.json:
+            case = f"preparing {options.megabytes} MB"
+            results = [report.result(system, case, rate, "MB/s") for system, rate in rates.items()]
+            report.print_json("data", results, ("apache-beam",))
+        return
     prepared = best("prepare", PREPARING, max)
     rows = [["preparing", "MB/s", "of one sentencepiece"]]
     for system, rate in prepared.items():
@@ -101,11 +114,13 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
         report.print_json("data", results, packages)
 
 
-def write_text(source: str, size: int, path: Path) -> None:
-    """Documents of `source`, again and again, salted, until there are `size` bytes of text."""
+def write_text(source: str, size: int, path: Path, characters: int | None = None) -> None:
+    """Documents of `source`, cut to so many characters, again and again, salted, until there are `size` bytes."""
     from gpt_keras.data.sources import open_source
 
     documents = [document.text for document in open_source(source)()]
+    if characters is not None:
+        documents = [text[i : i + characters] for text in documents for i in range(0, len(text), characters)]
     draw, words, written = random.Random(0), re.compile(r"\w+"), 0
     with open(path, "w", encoding="utf-8") as stream:
         for text in itertools.cycle(documents):
@@ -144,13 +159,22 @@ def preparing(system: str, folder: Path) -> float:
     """MB of text a second, from JSON lines to token ids on disk."""
     size = sum(len(text.encode()) for text in texts(folder)) / 1e6
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        if system == "gpt_keras":
-            from gpt_keras.data.preparation import prepare
+        if system.startswith("gpt_keras"):
+            from gpt_keras.data.cleaning import CleaningOptions
+            from gpt_keras.data.preparation import PreparationOptions, prepare
             from gpt_keras.data.tokenizer import Tokenizer
 
             tokenizer = Tokenizer.load(folder / "tokenizer.model")
+            one_worker = PreparationOptions(cleaning=CleaningOptions(deduplicate="near"), workers=1)
             start = time.perf_counter()
-            prepare(str(folder / "text.jsonl"), tokenizer, folder / "corpus")
+            if system == "gpt_keras":
+                prepare(str(folder / "text.jsonl"), tokenizer, folder / "corpus")
+            elif "beam" in system:
+                from gpt_keras.data.beam import prepare_on_beam
+
+                prepare_on_beam(str(folder / "text.jsonl"), tokenizer, f"{scratch}/beam", one_worker)
+            else:
+                prepare(str(folder / "text.jsonl"), tokenizer, Path(scratch) / "here", one_worker)
         elif system.startswith("sentencepiece"):
             import sentencepiece
 

@@ -48,7 +48,7 @@ from gpt_keras.data.beam_stages import (
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.preparation import PreparationOptions
 from gpt_keras.data.shards import id_dtype
-from gpt_keras.data.sources import parse_weight
+from gpt_keras.data.sources import parse_weights
 from gpt_keras.data.split import parse_rule
 from gpt_keras.data.stages import TokenizerFiles
 from gpt_keras.data.tokenizer import Tokenizer
@@ -83,9 +83,7 @@ def prepare_on_beam(
         raise InputError("the tokenizer has no begin or no end token, which mark where documents begin and end")
     if parse_rule(options.validation)[0]:
         raise InputError(f"--validation {options.validation}: on Beam, where text has no order, use auto or a fraction")
-    given = [parse_weight(source) for source in ([sources] if isinstance(sources, str) else sources)]
-    if len({weight is None for _, weight in given}) > 1:
-        raise InputError("give every source a weight, as SOURCE=WEIGHT, or none")
+    given = parse_weights(sources)
     pipeline_options = _pipeline_options(runner, runner_options, options.workers)
     inputs = [
         Input(number, source, name, file)
@@ -156,7 +154,8 @@ def split_flags(arguments: Sequence[str], own: Collection[str]) -> tuple[list[st
         arguments: The command line. All that is behind a `--` is for the runner.
         own: Flags that are not Beam's, even where it has such.
     """
-    before, _, behind = _partition(arguments, "--")
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    before, behind = arguments[:end], arguments[end + 1 :]
     actions = _beam_parser()._option_string_actions
     ours, theirs = [], []
     rest = iter(before)
@@ -169,11 +168,6 @@ def split_flags(arguments: Sequence[str], own: Collection[str]) -> tuple[list[st
         if "=" not in argument and action.nargs != 0:
             theirs += itertools.islice(rest, 1)
     return ours, [*theirs, *behind]
-
-
-def _partition(arguments: Sequence[str], mark: str) -> tuple[Sequence[str], str, Sequence[str]]:
-    place = arguments.index(mark) if mark in arguments else len(arguments)
-    return arguments[:place], mark, arguments[place + 1 :]
 
 
 def _beam_parser() -> argparse.ArgumentParser:

@@ -35,7 +35,7 @@ from gpt_keras.data.files import put_in_place, sweep
 from gpt_keras.data.reading import Block
 from gpt_keras.data.sentencepiece_tokenizer import SentencePieceTokenizer, train_tokenizer
 from gpt_keras.data.shards import SPLITS, Corpus, ShardWriter, id_dtype
-from gpt_keras.data.sources import Source, open_source, parse_weight
+from gpt_keras.data.sources import Source, open_source, parse_weights
 from gpt_keras.data.split import Split, parse_rule
 from gpt_keras.data.stages import (
     DOCUMENT,
@@ -215,9 +215,7 @@ class _Preparation:
     def __init__(
         self, sources: str | Sequence[str], options: PreparationOptions, folder: Path, report: Report, restart: bool
     ) -> None:
-        given = [parse_weight(source) for source in ([sources] if isinstance(sources, str) else sources)]
-        if len({weight is None for _, weight in given}) > 1:
-            raise InputError("give every source a weight, as SOURCE=WEIGHT, or none")
+        given = parse_weights(sources)
         self.names, self.weights = [name for name, _ in given], [weight for _, weight in given]
         self.options, self.folder, self._report = options, folder, report
         self._sources: list[Source] = [open_source(name, options.text_key) for name in self.names]

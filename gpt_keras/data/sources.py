@@ -14,7 +14,7 @@ import glob
 import itertools
 import os
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,18 @@ def open_source(source: str, text_key: str = "text") -> Source:
         lambda: itertools.chain.from_iterable(file_parts(file, name, text_key) for name, file in named),
         named,
     )
+
+
+def parse_weights(sources: str | Sequence[str]) -> list[tuple[str, float | None]]:
+    """As `parse_weight`, of one source or several.
+
+    Raises:
+        InputError: Only some have weights, or one is not a number above 0.
+    """
+    given = [parse_weight(source) for source in ([sources] if isinstance(sources, str) else sources)]
+    if len({weight is None for _, weight in given}) > 1:
+        raise InputError("give every source a weight, as SOURCE=WEIGHT, or none")
+    return given
 
 
 def parse_weight(source: str) -> tuple[str, float | None]:
