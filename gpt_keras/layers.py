@@ -83,8 +83,7 @@ class Projection(layers.Dense):
     """A Dense layer without activation, whose product `kernels.linear` does."""
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
-        x = kernels.linear(inputs, self.kernel)
-        return x if self.bias is None else x + ops.convert_to_tensor(self.bias)
+        return kernels.linear(inputs, self.kernel, self.bias)
 
 
 @_register
@@ -304,6 +303,9 @@ class MaskedMultiHeadSelfAttention(_Part):
             key = kernels.write_cache(cache[0], key, positions)
             value = kernels.write_cache(cache[1], value, positions)
             cache = (key, value)
+        if cache is None and select is None and not (training and self.config.dropout):
+            gathered = kernels.causal_attention(query, key, value, attention_mask)
+            return self.output_projection(kernels.merge_heads(gathered))
         slots = positions if cache is not None else None
         if select is not None:
             query = kernels.pick(query, select, axis=2)
@@ -311,13 +313,14 @@ class MaskedMultiHeadSelfAttention(_Part):
             attention_mask = None if attention_mask is None else kernels.pick(attention_mask, select, axis=1)
         probabilities = self.probabilities(query, key, slots, attention_mask)
         gathered = kernels.weighted_values(self.dropout(probabilities, training=training), value)
-        output = self.output_projection(self._merge_heads(gathered))
+        output = self.output_projection(kernels.merge_heads(gathered))
         return output if cache is None else (output, cache)
 
     def project(self, x: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [batch, num_heads, length, head_dim], and keys and values [batch, num_key_value_heads, length,
         head_dim], normalized and rotated where the configuration says so. Arguments as `call`."""
-        query, key, value = (self._split_heads(p(x)) for p in (self.query, self.key, self.value))
+        weights = [(part.kernel, part.bias) for part in (self.query, self.key, self.value)]
+        query, key, value = kernels.project_heads(x, weights, self.config.head_dim)
         if self.config.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.config.position == "rotary":
@@ -346,18 +349,6 @@ class MaskedMultiHeadSelfAttention(_Part):
             positions = ops.arange(ops.shape(query)[2], dtype="int32")[None]
         return ops.arange(ops.shape(key)[2], dtype="int32")[None, None, :] <= positions[:, :, None]
 
-    def _split_heads(self, x: Tensor) -> Tensor:
-        """[batch, length, heads * head_dim] -> [batch, heads, length, head_dim]."""
-        heads = x.shape[-1] // self.config.head_dim
-        x = ops.reshape(x, (kernels.size(x, 0), kernels.size(x, 1), heads, self.config.head_dim))
-        return ops.transpose(x, (0, 2, 1, 3))
-
-    def _merge_heads(self, x: Tensor) -> Tensor:
-        """[batch, heads, length, head_dim] -> [batch, length, heads * head_dim]."""
-        x = ops.transpose(x, (0, 2, 1, 3))
-        batch, length = kernels.size(x, 0), kernels.size(x, 1)
-        return ops.reshape(x, (batch, length, self.config.num_heads * self.config.head_dim))
-
 
 @_register
 class FeedForwardNetwork(_Part):
@@ -382,8 +373,8 @@ class FeedForwardNetwork(_Part):
     def call(self, x: Tensor) -> Tensor:
         if self.config.feed_forward == "swiglu":
             return self.down(kernels.swiglu(self.gate(x), self.up(x)))
-        activation = {"gelu": kernels.gelu, "gelu_exact": kernels.gelu_exact, "relu": ops.relu}
-        return self.down(activation[self.config.feed_forward](self.up(x)))
+        activation = {"gelu": kernels.gelu, "gelu_exact": kernels.gelu_exact, "relu": kernels.relu}
+        return self.down(activation[self.config.feed_forward](kernels.linear(x, self.up.kernel), self.up.bias))
 
 
 @_register

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -21,7 +21,7 @@ from keras import ops
 
 Tensor = Any
 
-_faster: dict[str, Callable[..., Any]] = {}
+_faster: ContextVar[dict[str, Callable[..., Any]]] = ContextVar("faster", default={})
 _few_rows: ContextVar[dict[int, Tensor] | None] = ContextVar("few_rows", default=None)
 
 
@@ -32,14 +32,21 @@ def fast_kernels() -> Iterator[None]:
     The TensorFlow ones pay on a CPU for tensors whose sizes are all known (`tensorflow_training`). On JAX, and for
     other tensors, the block changes nothing.
     """
+    found: dict[str, Callable[..., Any]] = {}
     if keras.backend.backend() == "tensorflow":
         from gpt_keras.kernels import tensorflow_training
 
-        _faster.update(tensorflow_training.KERNELS)
+        found = tensorflow_training.KERNELS
+    token = _faster.set(found)
     try:
         yield
     finally:
-        _faster.clear()
+        _faster.reset(token)
+
+
+def fast() -> bool:
+    """Whether the code is traced inside `fast_kernels`."""
+    return bool(_faster.get())
 
 
 def _choose(reference: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,8 +54,8 @@ def _choose(reference: Callable[..., Any]) -> Callable[..., Any]:
     name = reference.__name__
 
     @functools.wraps(reference)
-    def kernel(x: Tensor, *arguments: Any) -> Tensor:
-        faster = _faster.get(name)
+    def kernel(x: Tensor, *arguments: Any) -> Any:
+        faster = _faster.get().get(name)
         if faster is not None and None not in x.shape:
             return faster(x, *arguments)
         return reference(x, *arguments)
@@ -73,12 +80,43 @@ def few_rows(transposed: dict[int, Tensor]) -> Iterator[None]:
         _few_rows.reset(token)
 
 
-def linear(x: Tensor, kernel: Any) -> Tensor:
-    """`x @ kernel`, [..., out], of `x` [..., in] and `kernel` [in, out], a variable or a tensor."""
+@_choose
+def linear(x: Tensor, kernel: Any, bias: Any = None) -> Tensor:
+    """`x @ kernel + bias`, [..., out], of `x` [..., in], `kernel` [in, out] and `bias` [out], variables or tensors."""
     transposed = (_few_rows.get() or {}).get(id(kernel))
     if transposed is None:
-        return ops.matmul(x, kernel)
-    return _rows_by_matrix(x, ops.cast(transposed, x.dtype))
+        product = ops.matmul(x, kernel)
+    else:
+        product = _rows_by_matrix(x, ops.cast(transposed, x.dtype))
+    return product if bias is None else product + ops.cast(bias, product.dtype)
+
+
+@_choose
+def project_heads(x: Tensor, weights: Sequence[tuple[Any, Any]], head_dim: int) -> tuple[Tensor, ...]:
+    """Several `linear` of the same `x`, each cut into heads: queries, keys and values, say.
+
+    Args:
+        x: [batch, length, in].
+        weights: A kernel [in, heads * head_dim] and a bias (or `None`) for each.
+        head_dim: Width of a head.
+
+    Returns:
+        [batch, heads, length, head_dim] for each.
+    """
+    return tuple(split_heads(linear(x, kernel, bias), head_dim) for kernel, bias in weights)
+
+
+def split_heads(x: Tensor, head_dim: int) -> Tensor:
+    """[batch, length, heads * head_dim] -> [batch, heads, length, head_dim]."""
+    heads = x.shape[-1] // head_dim
+    x = ops.reshape(x, (size(x, 0), size(x, 1), heads, head_dim))
+    return ops.transpose(x, (0, 2, 1, 3))
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """[batch, heads, length, head_dim] -> [batch, length, heads * head_dim]."""
+    x = ops.transpose(x, (0, 2, 1, 3))
+    return ops.reshape(x, (size(x, 0), size(x, 1), x.shape[2] * x.shape[3]))
 
 
 def _rows_by_matrix(x: Tensor, matrix: Tensor) -> Tensor:
@@ -123,14 +161,20 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 @_choose
-def gelu(x: Tensor) -> Tensor:
-    """The tanh form of GELU that GPT-1 and GPT-2 use (Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415)."""
-    return ops.gelu(x, approximate=True)
+def gelu(x: Tensor, bias: Any = None) -> Tensor:
+    """The tanh form of GELU that GPT-1 and GPT-2 use (Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415),
+    of `x + bias` where there is one."""
+    return ops.gelu(x if bias is None else x + ops.cast(bias, x.dtype), approximate=True)
 
 
-def gelu_exact(x: Tensor) -> Tensor:
-    """GELU itself, `x * Phi(x)` with the normal distribution's own Phi (same source)."""
-    return ops.gelu(x, approximate=False)
+def gelu_exact(x: Tensor, bias: Any = None) -> Tensor:
+    """GELU itself, `x * Phi(x)` with the normal distribution's own Phi (same source), as `gelu`."""
+    return ops.gelu(x if bias is None else x + ops.cast(bias, x.dtype), approximate=False)
+
+
+def relu(x: Tensor, bias: Any = None) -> Tensor:
+    """The larger of 0 and `x + bias`."""
+    return ops.relu(x if bias is None else x + ops.cast(bias, x.dtype))
 
 
 @_choose
@@ -142,6 +186,30 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = ops.split(x, 2, axis=-1)
     cos, sin = ops.cast(cos, x.dtype), ops.cast(sin, x.dtype)
     return ops.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+@_choose
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """What each token gathers from itself and the tokens before it: `attention_probabilities @ value`.
+
+    Args:
+        query: [batch, heads, length, head_dim].
+        key: [batch, key_value_heads, length, head_dim], of the same tokens.
+        value: As `key`.
+        mask: Boolean [batch or 1, length, length], true where a query may look, in addition to causality.
+
+    Returns:
+        [batch, heads, length, head_dim].
+    """
+    visible = causal_mask(size(query, 2))
+    visible = visible if mask is None else ops.logical_and(visible, mask)
+    return weighted_values(attention_probabilities(query, key, visible), value)
+
+
+def causal_mask(length: Any) -> Tensor:
+    """Boolean [1, length, length]: token q sees tokens 0 to q."""
+    places = ops.arange(length, dtype="int32")
+    return (places[None, :] <= places[:, None])[None]
 
 
 def attention_probabilities(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
