@@ -68,6 +68,10 @@ class _Part(layers.Layer):
         shrink = math.sqrt(2 * self.config.num_layers) if residual else 1.0
         return keras.initializers.RandomNormal(stddev=self.config.initializer_range / shrink)
 
+    def _seeds(self) -> keras.random.SeedGenerator | None:
+        """Of what dropout drops; `None` without dropout."""
+        return keras.random.SeedGenerator() if self.config.dropout else None
+
     def _dense(self, part: str, units: int, name: str, residual: bool = False) -> layers.Dense:
         return Projection(
             units,
@@ -163,7 +167,7 @@ class TokenAndPositionEmbedding(_Part):
                 shape=(config.context_length, config.hidden_dim),
                 initializer=self._normal(),
             )
-        self.dropout = layers.Dropout(config.dropout, dtype=self.dtype_policy, name="dropout")
+        self.seeds = self._seeds()
 
     def call(self, token_ids: Tensor, positions: Tensor | None = None, training: bool = False) -> Tensor:
         """Embed int32 `token_ids` [batch, length] at `positions` [batch, length] (default: 0, 1, 2, ...).
@@ -189,7 +193,8 @@ class TokenAndPositionEmbedding(_Part):
             else:
                 waves = ops.convert_to_tensor(sinusoids(config.context_length, config.hidden_dim), dtype=x.dtype)
                 x = x * math.sqrt(config.hidden_dim) + ops.take(waves, positions, axis=0)
-        return self.dropout(ops.cast(x, self.compute_dtype), training=training)
+        x = ops.cast(x, self.compute_dtype)
+        return kernels.dropout(x, config.dropout, self.seeds.next()) if training and config.dropout else x
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...], **_: Any) -> tuple[int | None, ...]:
         return (*input_shape, self.config.hidden_dim)
@@ -265,7 +270,6 @@ class MaskedMultiHeadSelfAttention(_Part):
             self.key_norm = RMSNorm(config.norm_epsilon, dtype=self.dtype_policy, name="key_norm")
         if config.position == "rotary":
             self.rotary = RotaryEmbedding(config, dtype=self.dtype_policy, name="rotary")
-        self.dropout = layers.Dropout(config.dropout, dtype=self.dtype_policy, name="dropout")
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         config = self.config
@@ -283,7 +287,7 @@ class MaskedMultiHeadSelfAttention(_Part):
         attention_mask: Tensor | None = None,
         cache: Cache | None = None,
         select: Tensor | None = None,
-        training: bool = False,
+        dropout_seed: Tensor | None = None,
     ) -> Any:
         """Attend over the tokens of `x`, and over the cache where one is given.
 
@@ -294,6 +298,7 @@ class MaskedMultiHeadSelfAttention(_Part):
                 causality; for padding or document boundaries.
             cache: Keys and values of this layer, or `None` to attend only within `x`.
             select: int32 [batch]; only this one token of each row attends, and the result's length is 1.
+            dropout_seed: For dropout of the probabilities, in training and without cache; `None` for none.
 
         Returns:
             [batch, length, hidden_dim]; with a cache, the pair of that and the cache with this call's entries.
@@ -303,8 +308,9 @@ class MaskedMultiHeadSelfAttention(_Part):
             key = kernels.write_cache(cache[0], key, positions)
             value = kernels.write_cache(cache[1], value, positions)
             cache = (key, value)
-        if cache is None and select is None and not (training and self.config.dropout):
-            gathered = kernels.causal_attention(query, key, value, attention_mask)
+        if cache is None and select is None:
+            rate = self.config.dropout
+            gathered = kernels.causal_attention(query, key, value, attention_mask, rate, dropout_seed)
             return self.output_projection(kernels.merge_heads(gathered))
         slots = positions if cache is not None else None
         if select is not None:
@@ -312,7 +318,7 @@ class MaskedMultiHeadSelfAttention(_Part):
             slots = select[:, None] if slots is None else kernels.pick(slots, select, axis=1)
             attention_mask = None if attention_mask is None else kernels.pick(attention_mask, select, axis=1)
         probabilities = self.probabilities(query, key, slots, attention_mask)
-        gathered = kernels.weighted_values(self.dropout(probabilities, training=training), value)
+        gathered = kernels.weighted_values(probabilities, value)
         output = self.output_projection(kernels.merge_heads(gathered))
         return output if cache is None else (output, cache)
 
@@ -391,7 +397,7 @@ class DecoderBlock(_Part):
         self.attention_norm = make_norm(config, dtype=self.dtype_policy, name="attention_norm")
         self.feed_forward = FeedForwardNetwork(config, dtype=self.dtype_policy, name="feed_forward")
         self.feed_forward_norm = make_norm(config, dtype=self.dtype_policy, name="feed_forward_norm")
-        self.dropout = layers.Dropout(config.dropout, dtype=self.dtype_policy, name="dropout")
+        self.seeds = self._seeds()
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         for part in (self.attention, self.attention_norm, self.feed_forward, self.feed_forward_norm):
@@ -404,26 +410,35 @@ class DecoderBlock(_Part):
         attention_mask: Tensor | None = None,
         cache: Cache | None = None,
         select: Tensor | None = None,
-        training: bool = False,
+        training: bool | None = None,
+        dropout_seed: Tensor | None = None,
     ) -> Any:
-        """One block. Arguments and result as `MaskedMultiHeadSelfAttention.call`."""
-        pre = self.config.norm_order == "pre"
+        """One block. Arguments and result as `MaskedMultiHeadSelfAttention.call`.
+
+        In training `dropout_seed` says what is dropped, by default the next one of the block's own: so a call that is
+        repeated with the same seed, by `rematerialized`, gives the same.
+        """
+        pre, rate = self.config.norm_order == "pre", self.config.dropout
+        seeds: list[Tensor] = []
+        if training and rate:
+            dropout_seed = self.seeds.next() if dropout_seed is None else dropout_seed
+            seeds = [kernels.fold_seed(dropout_seed, number) for number in range(3)]
         attended = self.attention(
             self.attention_norm(x) if pre else x,
             positions=positions,
             attention_mask=attention_mask,
             cache=cache,
             select=select,
-            training=training,
+            dropout_seed=seeds[0] if seeds else None,
         )
         if cache is not None:
             attended, cache = attended
         if select is not None:
             x = kernels.pick(x, select, axis=1)
-        x = x + self.dropout(attended, training=training)
+        x = x + (kernels.dropout(attended, rate, seeds[1]) if seeds else attended)
         x = x if pre else self.attention_norm(x)
         transformed = self.feed_forward(self.feed_forward_norm(x) if pre else x)
-        x = x + self.dropout(transformed, training=training)
+        x = x + (kernels.dropout(transformed, rate, seeds[2]) if seeds else transformed)
         x = x if pre else self.feed_forward_norm(x)
         return x if cache is None else (x, cache)
 
@@ -456,8 +471,12 @@ class OutputHead(_Part):
 
     def call(self, x: Tensor) -> Tensor:
         """Logits [batch, length, vocabulary_size] of hidden states `x` [batch, length, hidden_dim]."""
-        table = self.kernel if self.embedding is None else self.embedding.token_embedding
-        return kernels.project_to_vocabulary(x, ops.cast(table, x.dtype))
+        return kernels.project_to_vocabulary(x, ops.cast(self.table, x.dtype))
+
+    @property
+    def table(self) -> Any:
+        """The variable [vocabulary_size, hidden_dim] that the scores are products with."""
+        return self.kernel if self.embedding is None else self.embedding.token_embedding
 
     @staticmethod
     def probabilities(logits: Tensor) -> Tensor:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import keras
@@ -10,8 +14,11 @@ from keras import ops
 from gpt_keras import kernels
 from gpt_keras.config import GPTConfig
 from gpt_keras.layers import Cache, DecoderBlock, OutputHead, TokenAndPositionEmbedding, make_norm
+from gpt_keras.training.loss import NextTokenLoss
 
 Tensor = Any
+
+_loss_has_head: ContextVar[bool] = ContextVar("loss_has_head", default=False)
 
 
 @keras.saving.register_keras_serializable(package="gpt_keras")
@@ -28,6 +35,10 @@ class GPT(keras.Model):
     Args:
         config: The shape of the model.
         **kwargs: `name`, `dtype` (a dtype or policy for every layer) of `keras.Model`.
+
+    Attributes:
+        rematerialize: Set it before training to keep, for the gradient, only what goes into each block and compute
+            the rest again: a third more work, for a fraction of the memory.
 
     Example:
         >>> model = GPT(GPTConfig.from_preset("nano"))
@@ -62,14 +73,19 @@ class GPT(keras.Model):
         self.final_norm = final_norm
         self.output_head = head
         self.input_spec = None  # which would refuse the dictionary
+        self.rematerialize = False
 
     def call(self, inputs: Tensor | dict[str, Tensor], training: bool | None = None, mask: Any = None) -> Tensor:
         """Logits for token ids, or for token ids with positions and segment ids; see the class."""
         if not isinstance(inputs, dict):
+            if _loss_has_head.get() or (training and self.rematerialize):
+                x, _ = self.hidden_states(inputs, training=training)
+                return x if _loss_has_head.get() else self.output_head(x)
             return super().call(inputs, training=training, mask=mask)
         segments = inputs["segment_ids"]
         same_document = segments[:, :, None] == segments[:, None, :]
-        return self.step(inputs["token_ids"], inputs["positions"], same_document)[0]
+        x, _ = self.hidden_states(inputs["token_ids"], inputs["positions"], same_document, training=training)
+        return x if _loss_has_head.get() else self.output_head(x)
 
     def step(
         self,
@@ -103,6 +119,7 @@ class GPT(keras.Model):
         mask: Tensor | None = None,
         cache: list[Cache] | None = None,
         select: Tensor | None = None,
+        training: bool | None = None,
     ) -> tuple[Tensor, list[Cache] | None]:
         """What the output head sees, [batch, length (1 with `select`), hidden_dim], and the cache. Arguments as `step`.
 
@@ -110,15 +127,25 @@ class GPT(keras.Model):
         """
         if cache is not None and positions is None:
             raise ValueError("a step with a cache needs the tokens' positions")
-        x = self.embedding(token_ids, positions=positions)
+        x = self.embedding(token_ids, positions=positions, training=training)
         new_cache: list[Cache] = []
         for i, block in enumerate(self.blocks):
+            if self.rematerialize and training:
+                seed = block.seeds.next() if block.seeds else None  # outside, where it counts up only once
+                x = kernels.rematerialized(
+                    functools.partial(
+                        block, positions=positions, attention_mask=mask, training=True, dropout_seed=seed
+                    ),
+                    x,
+                )
+                continue
             x = block(
                 x,
                 positions=positions,
                 attention_mask=mask,
                 cache=None if cache is None else cache[i],
                 select=select if block is self.blocks[-1] else None,
+                training=training,
             )
             if cache is not None:
                 x, entry = x
@@ -158,8 +185,30 @@ class GPT(keras.Model):
 
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
         """Keras's own training step, traced with the backend's faster kernels where it has any."""
-        with kernels.fast_kernels():
+        with kernels.fast_kernels(), self._head_in_loss():
             return super().train_step(*args, **kwargs)
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        """As `train_step`."""
+        with kernels.fast_kernels(), self._head_in_loss():
+            return super().test_step(*args, **kwargs)
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Tensor:
+        """The compiled loss; from hidden states where `_head_in_loss` had `call` return them."""
+        if not _loss_has_head.get():
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        return self.loss.of_hidden_states(y, y_pred, self.output_head.table, sample_weight, training)
+
+    @contextlib.contextmanager
+    def _head_in_loss(self) -> Iterator[None]:
+        """Inside, `call` gives hidden states, if the loss takes them and nothing else asks for logits."""
+        token = _loss_has_head.set(isinstance(self.loss, NextTokenLoss) and self._compile_metrics is None)
+        try:
+            yield
+        finally:
+            _loss_has_head.reset(token)
 
     @property
     def compute_dtype(self) -> str:

@@ -278,3 +278,19 @@ def test_a_model_learns_by_fit(tokenizer, corpus):
     assert loss() == pytest.approx(np.log(512), abs=0.1)
     model.fit(batches.dataset(0, 60), epochs=1, shuffle=False, verbose=0)
     assert loss() < 2.5
+
+
+@pytest.mark.parametrize("change", [{}, {"dropout": 0.3}, {"norm_order": "post", "use_bias": True}])
+def test_rematerializing_changes_no_training_step(change):
+    tokens, targets = random_ids((4, 32), 61), random_ids((4, 32), 61, seed=1)
+
+    def losses(rematerialize):
+        keras.utils.set_random_seed(0)
+        model = build(dataclasses.replace(BASE, context_length=32, **change))
+        model.rematerialize = rematerialize
+        model.compile(keras.optimizers.SGD(0.5), NextTokenLoss())
+        return [float(model.train_on_batch(tokens, targets)) for _ in range(4)]
+
+    plain = losses(False)
+    assert plain[3] < plain[0]
+    np.testing.assert_allclose(losses(True), plain, rtol=1e-5)

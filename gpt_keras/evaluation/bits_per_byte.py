@@ -16,6 +16,7 @@ from gpt_keras.compilation import compile_for
 from gpt_keras.data.mixture import Mixture
 from gpt_keras.data.pretraining import validation_windows
 from gpt_keras.data.shards import Corpus
+from gpt_keras.kernels import vocabulary_loss
 from gpt_keras.model import GPT
 
 
@@ -64,7 +65,8 @@ class HeldOutScorer:
 
 def _summed_loss(model: GPT, token_ids: Any, targets: Any, weights: Any) -> Any:
     with kernels.fast_kernels():
-        return ops.sum(kernels.cross_entropy(model(token_ids, training=False), targets) * weights)
+        hidden, _ = model.hidden_states(token_ids, training=False)
+        return ops.sum(vocabulary_loss.losses(hidden, model.output_head.table, targets) * weights)
 
 
 def xz_bits_per_byte(texts: Iterable[str]) -> tuple[float, float]:

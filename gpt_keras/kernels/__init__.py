@@ -189,7 +189,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 @_choose
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+def causal_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    dropout_rate: float = 0.0,
+    dropout_seed: Tensor | None = None,
+) -> Tensor:
     """What each token gathers from itself and the tokens before it: `attention_probabilities @ value`.
 
     Args:
@@ -197,13 +204,18 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
         key: [batch, key_value_heads, length, head_dim], of the same tokens.
         value: As `key`.
         mask: Boolean [batch or 1, length, length], true where a query may look, in addition to causality.
+        dropout_rate: Share of the probabilities that is dropped, if there is a seed.
+        dropout_seed: As `dropout`.
 
     Returns:
         [batch, heads, length, head_dim].
     """
     visible = causal_mask(size(query, 2))
     visible = visible if mask is None else ops.logical_and(visible, mask)
-    return weighted_values(attention_probabilities(query, key, visible), value)
+    probabilities = attention_probabilities(query, key, visible)
+    if dropout_seed is not None:
+        probabilities = dropout(probabilities, dropout_rate, dropout_seed)
+    return weighted_values(probabilities, value)
 
 
 def causal_mask(length: Any) -> Tensor:
@@ -305,6 +317,58 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     logits = ops.cast(logits, "float32")
     picked = ops.take_along_axis(logits, ops.cast(targets, "int32")[..., None], axis=-1)[..., 0]
     return ops.logsumexp(logits, axis=-1) - picked
+
+
+def dropout(x: Tensor, rate: float, seed: Tensor) -> Tensor:
+    """`x` with a share of its entries set to 0 and the others divided by what is kept (Srivastava et al. 2014).
+
+    Args:
+        x: Any shape.
+        rate: From 0 up to 1, exact to 2^-16.
+        seed: uint32 [2], as of `keras.random.SeedGenerator` or `fold_seed`: the same seed drops the same.
+    """
+    return ops.where(kept(ops.shape(x), rate, seed), x * ops.cast(1.0 / (1.0 - rate), x.dtype), ops.cast(0, x.dtype))
+
+
+def kept(shape: Sequence[Any], rate: float, seed: Tensor) -> Tensor:
+    """Boolean of `shape`, false with probability `rate`: what `dropout` keeps. 16 random bits decide about each."""
+    threshold = round(rate * 65536)
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.random.bits(jax.random.wrap_key_data(seed), tuple(shape), "uint16") >= threshold
+    import tensorflow as tf
+
+    pairs = (tf.reduce_prod(shape) + 1) // 2
+    bits = tf.random.stateless_uniform([pairs], tf.cast(seed, tf.int64), minval=None, maxval=None, dtype=tf.uint32)
+    bits = tf.reshape(tf.bitcast(bits, tf.uint16), [-1])[: tf.reduce_prod(shape)]
+    # Compared as int32, for which TensorFlow has vector code; for uint16 it has none.
+    return tf.reshape(tf.cast(bits, tf.int32) >= threshold, shape)
+
+
+def fold_seed(seed: Tensor, number: int) -> Tensor:
+    """Another seed, uint32 [2], for each number."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(seed), number))
+    import tensorflow as tf
+
+    return tf.random.experimental.stateless_fold_in(tf.cast(seed, tf.int64), number)
+
+
+def rematerialized(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function(x)`, of which nothing is kept for the gradient but `x`: it is computed again when that is needed.
+
+    Source: Chen et al. 2016, https://arxiv.org/abs/1604.06174.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.checkpoint(function)(x)
+    import tensorflow as tf
+
+    return tf.recompute_grad(function)(x)
 
 
 def size(x: Tensor, axis: int) -> Any:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from gpt_keras import kernels
+
 Tensor = Any
 F32 = tf.float32
 
@@ -196,7 +198,14 @@ def _join_heads(*parts: Tensor) -> Tensor:
 _ATTENTION_BLOCK = 256
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+def causal_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    dropout_rate: float = 0.0,
+    dropout_seed: Tensor | None = None,
+) -> Tensor:
     """In blocks of queries, each with only the keys that it can see; probabilities are kept for the gradient."""
     batch, heads, length, head_dim = query.shape
     key_value_heads = key.shape[1]
@@ -214,26 +223,34 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     @tf.custom_gradient
     def function(query: Tensor, key: Tensor, value: Tensor) -> Any:
         query = query * scale
-        probabilities, outputs = [], []
-        for start, stop in blocks:
+        probabilities, outputs, kept = [], [], []
+        for number, (start, stop) in enumerate(blocks):
             scores = tf.matmul(rows(query[:, :, start:stop]), key[:, :, :stop], transpose_b=True)
             visible = _visible(start, stop) if mask is None else _visible(start, stop) & mask[:, start:stop, :stop]
             block = tf.nn.softmax(_hide(unrows(scores), visible))
             probabilities.append(block)
+            if dropout_seed is not None:
+                seed = kernels.fold_seed(dropout_seed, number)
+                kept.append(kernels.kept(block.shape, dropout_rate, seed))
+                block = _drop(block, kept[-1], 1.0 / (1.0 - dropout_rate))
             outputs.append(unrows(tf.matmul(rows(block), value[:, :, :stop])))
         output = tf.concat(outputs, 2)
 
         def gradient(upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             queries, keys, values = [], [], []
-            for (start, stop), block in zip(blocks, probabilities, strict=True):
+            for number, ((start, stop), block) in enumerate(zip(blocks, probabilities, strict=True)):
                 above = rows(upstream[:, :, start:stop])
                 inner = unrows(tf.matmul(above, value[:, :, :stop], transpose_b=True))
+                dropped = block
+                if dropout_seed is not None:
+                    inner = _drop(inner, kept[number], 1.0 / (1.0 - dropout_rate))
+                    dropped = _drop(block, kept[number], 1.0 / (1.0 - dropout_rate))
                 inner = _softmax_backward(block, inner, output[:, :, start:stop], upstream[:, :, start:stop])
                 queries.append(unrows(tf.matmul(rows(inner), key[:, :, :stop])))
                 behind = ((0, 0), (0, 0), (0, length - stop), (0, 0))
                 query_rows = rows(query[:, :, start:stop])
                 keys.append(tf.pad(tf.matmul(rows(inner), query_rows, transpose_a=True), behind))
-                values.append(tf.pad(tf.matmul(rows(block), above, transpose_a=True), behind))
+                values.append(tf.pad(tf.matmul(rows(dropped), above, transpose_a=True), behind))
             return tf.concat(queries, 2) * scale, tf.add_n(keys), tf.add_n(values)
 
         return output, gradient
@@ -252,6 +269,11 @@ def _block_length(length: int) -> int:
 def _visible(start: int, stop: int) -> np.ndarray:
     """Boolean [1, stop - start, stop]."""
     return (np.arange(stop)[None] <= np.arange(start, stop)[:, None])[None]
+
+
+@_compiled
+def _drop(x: Tensor, kept: Tensor, scale: float) -> Tensor:
+    return tf.where(kept, x * tf.cast(scale, x.dtype), tf.cast(0, x.dtype))
 
 
 @_compiled

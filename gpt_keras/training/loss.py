@@ -5,24 +5,74 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+from keras import ops
 
 from gpt_keras import kernels
+from gpt_keras.kernels import vocabulary_loss
+
+Tensor = Any
 
 
 @keras.saving.register_keras_serializable(package="gpt_keras")
 class NextTokenLoss(keras.losses.Loss):
-    """Mean cross-entropy of the next token in nats, from logits of any float dtype, computed in float32."""
+    """Mean cross-entropy of the next token in nats, from logits of any float dtype, computed in float32.
 
-    def __init__(self, name: str = "next_token_loss", reduction: str = "sum_over_batch_size", **kwargs: Any) -> None:
-        super().__init__(name=name, reduction=reduction, dtype="float32", **kwargs)
+    A `GPT` that is compiled with it, and without metrics, hands its hidden states over instead of logits
+    (`of_hidden_states`), so that the logits of a whole batch are never in memory.
 
-    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+    Args:
+        label_smoothing: This share of the target's probability is spread evenly over the vocabulary (Szegedy et al.
+            2016, https://arxiv.org/abs/1512.00567).
+        z_loss: Factor of the squared log of the softmax's normalizer, which keeps logits from drifting; 1e-4 in PaLM
+            (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, section 5).
+        **kwargs: `name` of `keras.losses.Loss`.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0, z_loss: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(**{"name": "next_token_loss", "dtype": "float32", **kwargs})
+        self.label_smoothing, self.z_loss = label_smoothing, z_loss
+
+    def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         # Keras's own __call__ would first cast all logits to float32, twice their memory in bfloat16.
-        losses = kernels.cross_entropy(y_pred, y_true)
-        if sample_weight is None:
-            return keras.ops.mean(losses)
-        sample_weight = keras.ops.cast(sample_weight, "float32")
-        return keras.ops.sum(losses * sample_weight) / keras.ops.maximum(keras.ops.sum(sample_weight), 1.0)
+        losses = self.call(y_true, y_pred)
+        if sample_weight is not None:
+            losses = losses * ops.cast(sample_weight, "float32")
+        return ops.sum(losses) / _total(y_true, sample_weight)
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        return kernels.cross_entropy(y_pred, y_true)
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """The loss of every token, float32 of `y_true`'s shape."""
+        losses = kernels.cross_entropy(y_pred, y_true)
+        if self.label_smoothing or self.z_loss:
+            wide = ops.cast(y_pred, "float32")
+            normalizer = ops.logsumexp(wide, axis=-1)
+            evenly = normalizer - ops.mean(wide, axis=-1)
+            losses = losses + self.label_smoothing * (evenly - losses) + self.z_loss * ops.square(normalizer)
+        return losses
+
+    def of_hidden_states(
+        self, y_true: Tensor, hidden: Tensor, table: Tensor, sample_weight: Tensor | None = None, training: bool = True
+    ) -> Tensor:
+        """The same from what the output head sees.
+
+        Args:
+            y_true: int [batch, length].
+            hidden: [batch, length, hidden_dim].
+            table: The head's matrix, [vocabulary, hidden_dim].
+            sample_weight: float [batch, length].
+            training: Without it only the cross-entropy is computed, with no gradient.
+        """
+        if training:
+            total = vocabulary_loss.summed_loss(hidden, table, y_true, sample_weight, self.label_smoothing, self.z_loss)
+        else:
+            losses = vocabulary_loss.losses(hidden, table, y_true)
+            total = ops.sum(losses if sample_weight is None else losses * ops.cast(sample_weight, "float32"))
+        return total / _total(y_true, sample_weight)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "label_smoothing": self.label_smoothing, "z_loss": self.z_loss}
+
+
+def _total(y_true: Tensor, sample_weight: Tensor | None) -> Tensor:
+    if sample_weight is None:
+        return ops.cast(ops.size(y_true), "float32")
+    return ops.maximum(ops.sum(ops.cast(sample_weight, "float32")), 1.0)

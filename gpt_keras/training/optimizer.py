@@ -37,7 +37,8 @@ class _CompiledUpdate(keras.optimizers.Optimizer):
         def update(grads: list[Tensor], scale: Tensor) -> None:
             grads = [gradient * scale for gradient in grads]
             self._apply_weight_decay(trainable_variables)
-            for gradient, variable in zip(grads, trainable_variables): self.update_step(gradient, variable, self.learning_rate)
+            for gradient, variable in zip(grads, trainable_variables):
+                self.update_step(gradient, variable, self.learning_rate)
 
         update([tf.convert_to_tensor(g) for g in grads], scale)
 
@@ -96,8 +97,6 @@ def make_optimizer(options: TrainOptions) -> keras.optimizers.Optimizer:
             exclude_layers=["output_embedding"],
             global_clipnorm=clip,
         )
-    optimizer = AdamW(
-        options.learning_rate, beta_2=0.95, weight_decay=options.weight_decay, global_clipnorm=clip
-    )
+    optimizer = AdamW(options.learning_rate, beta_2=0.95, weight_decay=options.weight_decay, global_clipnorm=clip)
     optimizer.exclude_from_weight_decay(var_names=["bias", "scale"])
     return optimizer

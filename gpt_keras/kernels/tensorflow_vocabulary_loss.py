@@ -1,0 +1,58 @@
+"""`vocabulary_loss.summed_loss` on TensorFlow: products by oneDNN, what is between them one XLA cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from gpt_keras import kernels
+from gpt_keras.kernels import vocabulary_loss
+
+Tensor = Any
+
+
+def summed_loss(
+    hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor, label_smoothing: float, z_loss: float
+) -> Tensor:
+    """One piece after the other."""
+
+    def loss_and_slope(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        return vocabulary_loss.loss_and_slope(logits, targets, weights, label_smoothing, z_loss)
+
+    if kernels.fast() and None not in hidden.shape:
+        loss_and_slope = tf.function(loss_and_slope, jit_compile=True, autograph=False)
+
+    @tf.custom_gradient
+    def function(hidden: Tensor, table: Tensor) -> Any:
+        width, vocabulary = table.shape[1], table.shape[0]
+        narrow = tf.cast(table, hidden.dtype)
+        flat = [tf.reshape(hidden, (-1, width)), tf.reshape(targets, (-1,)), tf.reshape(weights, (-1,))]
+        rows = flat[0].shape[0]
+        sizes = [rows] if rows is None else _even_sizes(rows, -(-rows * vocabulary // vocabulary_loss.PIECE))
+        total, hidden_slopes = tf.constant(0.0), []
+        table_slope = tf.zeros(table.shape)
+        for x, target, weight in zip(
+            *(tf.split(part, sizes) if len(sizes) > 1 else [part] for part in flat), strict=True
+        ):
+            with tf.control_dependencies([table_slope]):  # else several pieces would be in memory at a time
+                x = tf.identity(x)
+            logits = tf.matmul(x, narrow, transpose_b=True)
+            loss, slope = loss_and_slope(logits, target, weight)
+            total += loss
+            hidden_slopes.append(tf.matmul(slope, narrow))
+            table_slope += tf.cast(tf.matmul(slope, x, transpose_a=True), tf.float32)
+        hidden_slope = tf.reshape(tf.concat(hidden_slopes, 0), tf.shape(hidden))
+
+        def gradient(upstream: Tensor) -> tuple[Tensor, Tensor]:
+            return tf.cast(upstream, hidden.dtype) * hidden_slope, tf.cast(upstream * table_slope, table.dtype)
+
+        return total, gradient
+
+    return function(hidden, table)
+
+
+def _even_sizes(total: int, count: int) -> list[int]:
+    """Sizes of so many parts, of which all but the last are equal."""
+    size = -(-total // count)
+    return [min(size, total - start) for start in range(0, total, size)]

@@ -1,0 +1,110 @@
+"""The next-token loss straight from hidden states, in pieces, so that no [batch, length, vocabulary] is ever held.
+
+Logits of a piece of the tokens are made, turned into losses and gradients, and dropped. The gradients are found in the
+forward pass, since what comes from above is one number: the logits are never made twice.
+
+Sources: Wijmans et al. 2024, https://arxiv.org/abs/2411.09009, for the idea of not keeping logits; label smoothing,
+Szegedy et al. 2016; z-loss, Chowdhery et al. 2022 (PaLM), section 5.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from gpt_keras import kernels
+
+Tensor = Any
+
+PIECE = 1 << 26
+"""Most logits at a time: 128 MiB in bfloat16."""
+
+
+def summed_loss(
+    hidden: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> Tensor:
+    """The sum over all tokens of weight * loss, in nats.
+
+    Args:
+        hidden: What the output head sees, [batch, length, hidden_dim]; with its gradient.
+        table: The head's matrix [vocabulary, hidden_dim]; with its gradient.
+        targets: int [batch, length].
+        weights: float [batch, length]; 1 for all where `None`.
+        label_smoothing: This share of the target's probability is spread evenly over the vocabulary.
+        z_loss: Factor of the squared log of the softmax's normalizer, which keeps logits from drifting.
+
+    Returns:
+        float32 scalar.
+    """
+    weights = ops.ones(ops.shape(targets), "float32") if weights is None else ops.cast(weights, "float32")
+    arguments = (hidden, ops.convert_to_tensor(table), ops.cast(targets, "int32"), weights)
+    if keras.backend.backend() == "tensorflow":
+        from gpt_keras.kernels import tensorflow_vocabulary_loss as backend
+    else:
+        from gpt_keras.kernels import jax_vocabulary_loss as backend
+    return backend.summed_loss(*arguments, label_smoothing, z_loss)
+
+
+def losses(hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+    """The loss of every token, float32 [batch, length], without gradients. Arguments as `summed_loss`."""
+    parts = [
+        kernels.cross_entropy(kernels.project_to_vocabulary(part, ops.cast(table, part.dtype)), target)
+        for part, target in zip(*(_pieces(x, hidden, table) for x in (hidden, targets)), strict=True)
+    ]
+    return ops.concatenate(parts, axis=1)
+
+
+def num_pieces(batch: int, length: int, vocabulary: int) -> int:
+    """The smallest divisor of `length` that cuts the logits into pieces of at most `PIECE`."""
+    return next(
+        n for n in range(1, length + 1) if length % n == 0 and (batch * length * vocabulary <= n * PIECE or n == length)
+    )
+
+
+def loss_and_slope(
+    logits: Tensor, targets: Tensor, weights: Tensor, label_smoothing: float, z_loss: float
+) -> tuple[Tensor, Tensor]:
+    """The summed loss of a piece, and its gradient with respect to the logits, in their dtype.
+
+    Args:
+        logits: [..., vocabulary].
+        targets: int32 [...].
+        weights: float32 [...].
+        label_smoothing: As `summed_loss`.
+        z_loss: As `summed_loss`.
+    """
+    wide = ops.cast(logits, "float32")
+    vocabulary = logits.shape[-1]
+    largest = ops.max(wide, axis=-1, keepdims=True)
+    exponents = ops.exp(wide - largest)
+    total = ops.sum(exponents, axis=-1, keepdims=True)
+    normalizer = (largest + ops.log(total))[..., 0]
+    chosen = ops.arange(vocabulary, dtype="int32") == targets[..., None]
+    picked = ops.sum(ops.where(chosen, wide, 0.0), axis=-1)
+    loss = normalizer - (1.0 - label_smoothing) * picked
+    if label_smoothing:
+        loss = loss - label_smoothing * ops.mean(wide, axis=-1)
+    factor = weights
+    if z_loss:
+        loss = loss + z_loss * ops.square(normalizer)
+        factor = weights * (1.0 + 2.0 * z_loss * normalizer)
+    slope = exponents * (factor[..., None] / total) - ops.where(
+        chosen, ((1.0 - label_smoothing) * weights)[..., None], 0.0
+    )
+    if label_smoothing:
+        slope = slope - (label_smoothing / vocabulary) * weights[..., None]
+    return ops.sum(loss * weights), ops.cast(slope, logits.dtype)
+
+
+def _pieces(x: Tensor, hidden: Tensor, table: Tensor) -> list[Tensor]:
+    batch, length, _ = hidden.shape
+    if batch is None or length is None:
+        return [x]
+    return ops.split(x, num_pieces(batch, length, table.shape[0]), axis=1)
