@@ -1,7 +1,7 @@
 """The systems that `benchmarks.training` measures: each a function that gives one optimizer step of one shape.
 
-All train the architecture of GPT-2 (LayerNorm before, GELU in its tanh form, learned positions, biases, tied embeddings)
-with AdamW and the gradient clipped to a global norm of 1, on the same random tokens.
+All train the architecture of GPT-2 (LayerNorm before, GELU in its tanh form, learned positions, biases, tied
+embeddings) with AdamW and the gradient clipped to a global norm of 1, on the same random tokens.
 """
 
 from __future__ import annotations
@@ -192,10 +192,9 @@ def torch_model(precision: str, compiled: bool) -> Measure:
 
             def forward(self, x: Any) -> Any:
                 batch, length, _ = x.shape
-                split = [
-                    t.view(batch, length, heads, -1).transpose(1, 2) for t in self.qkv(self.norm1(x)).split(width, 2)
-                ]
-                y = functional.scaled_dot_product_attention(*split, is_causal=True)
+                parts = self.qkv(self.norm1(x)).split(width, 2)
+                query, key, value = (part.view(batch, length, heads, -1).transpose(1, 2) for part in parts)
+                y = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
                 x = x + self.out(y.transpose(1, 2).reshape(batch, length, width))
                 return x + self.down(functional.gelu(self.up(self.norm2(x)), approximate="tanh"))
 

@@ -68,7 +68,7 @@ class _Part(layers.Layer):
         shrink = math.sqrt(2 * self.config.num_layers) if residual else 1.0
         return keras.initializers.RandomNormal(stddev=self.config.initializer_range / shrink)
 
-    def _seeds(self) -> keras.random.SeedGenerator | None:
+    def _seeds(self) -> Any:
         """Of what dropout drops; `None` without dropout."""
         return keras.random.SeedGenerator() if self.config.dropout else None
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import Any
 
 import keras
@@ -14,15 +11,13 @@ from keras import ops
 from gpt_keras import kernels
 from gpt_keras.config import GPTConfig
 from gpt_keras.layers import Cache, DecoderBlock, OutputHead, TokenAndPositionEmbedding, make_norm
-from gpt_keras.training.loss import NextTokenLoss
+from gpt_keras.training.steps import TrainedModel, loss_has_head
 
 Tensor = Any
 
-_loss_has_head: ContextVar[bool] = ContextVar("loss_has_head", default=False)
-
 
 @keras.saving.register_keras_serializable(package="gpt_keras")
-class GPT(keras.Model):
+class GPT(TrainedModel):
     """A Transformer decoder: token ids in, logits for the next token at every position out.
 
     `model(token_ids)` maps int32 [batch, length] to logits [batch, length, vocabulary_size] in the compute dtype.
@@ -78,14 +73,14 @@ class GPT(keras.Model):
     def call(self, inputs: Tensor | dict[str, Tensor], training: bool | None = None, mask: Any = None) -> Tensor:
         """Logits for token ids, or for token ids with positions and segment ids; see the class."""
         if not isinstance(inputs, dict):
-            if _loss_has_head.get() or (training and self.rematerialize):
+            if loss_has_head() or (training and self.rematerialize):
                 x, _ = self.hidden_states(inputs, training=training)
-                return x if _loss_has_head.get() else self.output_head(x)
+                return x if loss_has_head() else self.output_head(x)
             return super().call(inputs, training=training, mask=mask)
         segments = inputs["segment_ids"]
         same_document = segments[:, :, None] == segments[:, None, :]
         x, _ = self.hidden_states(inputs["token_ids"], inputs["positions"], same_document, training=training)
-        return x if _loss_has_head.get() else self.output_head(x)
+        return x if loss_has_head() else self.output_head(x)
 
     def step(
         self,
@@ -134,7 +129,7 @@ class GPT(keras.Model):
                 seed = block.seeds.next() if block.seeds else None  # outside, where it counts up only once
                 x = kernels.rematerialized(
                     functools.partial(
-                        block, positions=positions, attention_mask=mask, training=True, dropout_seed=seed
+                        block.__call__, positions=positions, attention_mask=mask, training=True, dropout_seed=seed
                     ),
                     x,
                 )
@@ -182,33 +177,6 @@ class GPT(keras.Model):
         shape = (batch_size, self.config.num_key_value_heads, length, self.config.head_dim)
         zeros = [(ops.zeros(shape, self.compute_dtype), ops.zeros(shape, self.compute_dtype)) for _ in self.blocks]
         return zeros
-
-    def train_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Keras's own training step, traced with the backend's faster kernels where it has any."""
-        with kernels.fast_kernels(), self._head_in_loss():
-            return super().train_step(*args, **kwargs)
-
-    def test_step(self, *args: Any, **kwargs: Any) -> Any:
-        """As `train_step`."""
-        with kernels.fast_kernels(), self._head_in_loss():
-            return super().test_step(*args, **kwargs)
-
-    def compute_loss(
-        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
-    ) -> Tensor:
-        """The compiled loss; from hidden states where `_head_in_loss` had `call` return them."""
-        if not _loss_has_head.get():
-            return super().compute_loss(x, y, y_pred, sample_weight, training)
-        return self.loss.of_hidden_states(y, y_pred, self.output_head.table, sample_weight, training)
-
-    @contextlib.contextmanager
-    def _head_in_loss(self) -> Iterator[None]:
-        """Inside, `call` gives hidden states, if the loss takes them and nothing else asks for logits."""
-        token = _loss_has_head.set(isinstance(self.loss, NextTokenLoss) and self._compile_metrics is None)
-        try:
-            yield
-        finally:
-            _loss_has_head.reset(token)
 
     @property
     def compute_dtype(self) -> str:

@@ -66,11 +66,37 @@ CASES = {
     "rms_norm": ([normal(4, 16, 32), 1 + normal(32, seed=1)], [1e-6]),
     "layer_norm": ([normal(4, 16, 32), 1 + normal(32, seed=1), normal(32, seed=2)], [1e-5]),
     "gelu": ([3 * normal(4, 16, 32)], []),
+    "gelu with bias": ([3 * normal(4, 16, 32), normal(32, seed=1)], []),
+    "linear": ([normal(4, 16, 32), normal(32, 24, seed=1), normal(24, seed=2)], []),
     "swiglu": ([3 * normal(4, 16, 32), normal(4, 16, 32, seed=1)], []),
     "rotate": ([normal(2, 4, 8, 16)], [np.cos(normal(1, 1, 8, 8)), np.sin(normal(1, 1, 8, 8))]),
     "masked_softmax": ([3 * normal(2, 4, 8, 8)], [np.tril(np.ones((1, 8, 8), bool))]),
     "cross_entropy": ([3 * normal(4, 8, 64)], [random_ids((4, 8), 64)]),
 }
+
+
+def run(function, inputs, constants):
+    """The result, and the gradients of the inputs for a random gradient from above."""
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        result = tf.cast(function(*inputs, *constants), tf.float32)
+        loss = tf.reduce_sum(result * tf.constant(normal(*result.shape, seed=9)))
+    return [result, *tape.gradient(loss, inputs)]
+
+
+def assert_equal_with_fast_kernels(function, inputs, constants, dtype):
+    import tensorflow as tf
+
+    plain = run(function, inputs, constants)
+    with kernels.fast_kernels():
+        fast = run(function, inputs, constants)
+    tolerance = 2e-5 if dtype == "float32" else 4e-2
+    for a, b in zip(plain, fast, strict=True):
+        assert a.dtype == b.dtype
+        a, b = (tf.cast(x, tf.float32).numpy() for x in (a, b))
+        np.testing.assert_allclose(a, b, atol=tolerance * max(1.0, np.abs(a).max()), rtol=tolerance)
 
 
 @pytest.mark.tensorflow
@@ -81,25 +107,77 @@ def test_fast_kernels_equal_plain_ones_in_value_and_gradient(name, dtype):
 
     assert TENSORFLOW
     inputs, constants = CASES[name]
-    function = getattr(kernels, name)
     # Parameters stay in float32, activations come in the dtype; gradients follow from random upstream ones.
     inputs = [tf.constant(x) if x.ndim == 1 else tf.cast(tf.constant(x), dtype) for x in inputs]
+    assert_equal_with_fast_kernels(getattr(kernels, name.split()[0]), inputs, constants, dtype)
 
-    def run(inputs):
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("biased", [True, False])
+def test_heads_are_projected_together_as_one_by_one(biased, dtype):
+    import tensorflow as tf
+
+    x, matrices = normal(2, 8, 16), [normal(16, heads * 4, seed=heads) for heads in (6, 2, 2)]
+    biases = [tf.constant(normal(matrix.shape[1], seed=5)) for matrix in matrices]
+    inputs = [tf.cast(tf.constant(part), dtype) for part in (x, *matrices)] + (biases if biased else [])
+
+    def function(x, *weights):
+        pairs = zip(weights[:3], weights[3:] if biased else [None] * 3, strict=True)
+        return tf.concat(kernels.project_heads(x, list(pairs), 4), 1)
+
+    assert_equal_with_fast_kernels(function, inputs, [], dtype)
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize(("length", "key_value_heads"), [(24, 4), (256, 2), (768, 1)])
+def test_attention_in_blocks_equals_the_whole(length, key_value_heads, masked, dtype):
+    """At lengths that make one block, two and three."""
+    import tensorflow as tf
+
+    shapes = ((2, 4, length, 8), (2, key_value_heads, length, 8), (2, key_value_heads, length, 8))
+    inputs = [tf.cast(tf.constant(normal(*shape, seed=i)), dtype) for i, shape in enumerate(shapes)]
+    documents = np.cumsum(np.random.default_rng(0).random((2, length)) < 0.05, axis=1)
+    mask = documents[:, :, None] == documents[:, None, :]
+    assert_equal_with_fast_kernels(kernels.causal_attention, inputs, [mask] if masked else [], dtype)
+
+
+@pytest.mark.tensorflow
+def test_attention_in_blocks_drops_the_same_in_value_and_gradient():
+    """A difference quotient: with one seed the dropout is a fixed function."""
+    import tensorflow as tf
+
+    query, key, value = (tf.constant(normal(1, 2, 256, 4, seed=i)) for i in range(3))
+    seed, direction = tf.constant([1, 2], tf.uint32), tf.constant(normal(1, 2, 256, 4, seed=7))
+
+    def loss(query, key, value):
+        with kernels.fast_kernels():
+            result = kernels.causal_attention(query, key, value, None, 0.5, seed)
+        return tf.reduce_sum(tf.cast(result, tf.float64) ** 2)
+
+    for place in range(3):
+        inputs = [query, key, value]
         with tf.GradientTape() as tape:
-            tape.watch(inputs)
-            result = tf.cast(function(*inputs, *constants), tf.float32)
-            loss = tf.reduce_sum(result * tf.constant(normal(*result.shape, seed=9)))
-        return [result, *tape.gradient(loss, inputs)]
+            tape.watch(inputs[place])
+            found = loss(*inputs)
+        slope = float(tf.reduce_sum(tape.gradient(found, inputs[place]) * direction))
+        ends = [
+            loss(*(x + step * direction if i == place else x for i, x in enumerate(inputs))) for step in (-1e-3, 1e-3)
+        ]
+        assert slope == pytest.approx(float(ends[1] - ends[0]) / 2e-3, rel=2e-2, abs=0.2)
 
-    plain = run(inputs)
-    with kernels.fast_kernels():
-        fast = run(inputs)
-    tolerance = 2e-5 if dtype == "float32" else 4e-2
-    for a, b in zip(plain, fast, strict=True):
-        assert a.dtype == b.dtype
-        a, b = (tf.cast(x, tf.float32).numpy() for x in (a, b))
-        np.testing.assert_allclose(a, b, atol=tolerance * max(1.0, np.abs(a).max()), rtol=tolerance)
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_keeps_the_mean_and_drops_its_share(rate):
+    seed = keras.ops.convert_to_tensor([3, 4], "uint32")
+    x = np.asarray(kernels.dropout(keras.ops.ones((101, 303)), rate, seed))
+    assert np.mean(x == 0) == pytest.approx(rate, abs=0.01)
+    np.testing.assert_allclose(x[x != 0], 1 / (1 - rate), rtol=1e-6)
+    np.testing.assert_array_equal(x, np.asarray(kernels.dropout(keras.ops.ones((101, 303)), rate, seed)))
+    other = np.asarray(kernels.dropout(keras.ops.ones((101, 303)), rate, kernels.fold_seed(seed, 1)))
+    assert np.mean((x == 0) & (other == 0)) == pytest.approx(rate * rate, abs=0.01)
 
 
 @pytest.mark.tensorflow

@@ -21,7 +21,7 @@ from keras import ops
 
 Tensor = Any
 
-_faster: ContextVar[dict[str, Callable[..., Any]]] = ContextVar("faster", default={})
+_faster: ContextVar[dict[str, Callable[..., Any]]] = ContextVar("faster")
 _few_rows: ContextVar[dict[int, Tensor] | None] = ContextVar("few_rows", default=None)
 
 
@@ -46,7 +46,7 @@ def fast_kernels() -> Iterator[None]:
 
 def fast() -> bool:
     """Whether the code is traced inside `fast_kernels`."""
-    return bool(_faster.get())
+    return bool(_faster.get({}))
 
 
 def _choose(reference: Callable[..., Any]) -> Callable[..., Any]:
@@ -55,7 +55,7 @@ def _choose(reference: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(reference)
     def kernel(x: Tensor, *arguments: Any) -> Any:
-        faster = _faster.get().get(name)
+        faster = _faster.get({}).get(name)
         if faster is not None and None not in x.shape:
             return faster(x, *arguments)
         return reference(x, *arguments)
@@ -83,11 +83,8 @@ def few_rows(transposed: dict[int, Tensor]) -> Iterator[None]:
 @_choose
 def linear(x: Tensor, kernel: Any, bias: Any = None) -> Tensor:
     """`x @ kernel + bias`, [..., out], of `x` [..., in], `kernel` [in, out] and `bias` [out], variables or tensors."""
-    transposed = (_few_rows.get() or {}).get(id(kernel))
-    if transposed is None:
-        product = ops.matmul(x, kernel)
-    else:
-        product = _rows_by_matrix(x, ops.cast(transposed, x.dtype))
+    copy = (_few_rows.get() or {}).get(id(kernel))
+    product = ops.matmul(x, kernel) if copy is None else _rows_by_matrix(x, ops.cast(copy, x.dtype))
     return product if bias is None else product + ops.cast(bias, product.dtype)
 
 

@@ -44,12 +44,14 @@ def summed_loss(
         float32 scalar.
     """
     weights = ops.ones(ops.shape(targets), "float32") if weights is None else ops.cast(weights, "float32")
-    arguments = (hidden, ops.convert_to_tensor(table), ops.cast(targets, "int32"), weights)
-    if keras.backend.backend() == "tensorflow":
-        from gpt_keras.kernels import tensorflow_vocabulary_loss as backend
-    else:
-        from gpt_keras.kernels import jax_vocabulary_loss as backend
-    return backend.summed_loss(*arguments, label_smoothing, z_loss)
+    arguments = (hidden, ops.convert_to_tensor(table), ops.cast(targets, "int32"), weights, label_smoothing, z_loss)
+    if keras.backend.backend() == "jax":
+        from gpt_keras.kernels import jax_vocabulary_loss
+
+        return jax_vocabulary_loss.summed_loss(*arguments)
+    from gpt_keras.kernels import tensorflow_vocabulary_loss
+
+    return tensorflow_vocabulary_loss.summed_loss(*arguments)
 
 
 def losses(hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:

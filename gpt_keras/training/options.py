@@ -40,6 +40,11 @@ class TrainOptions:
         warmup_steps: Steps over which the learning rate rises.
         decay: For wsd, the share of the run over which the rate falls to 0.
         clip_norm: Global norm that gradients are clipped to; 0 for none.
+        accumulate: Go through each batch in so many parts and add up their gradients, for less memory.
+        rematerialize: Compute the inside of each block again for the gradient instead of keeping it, for less memory.
+        ema: Momentum of a moving average of the weights, 0.999 say, which is what is evaluated and saved; 0 for none.
+        z_loss: Factor of the squared log of the softmax's normalizer in the loss, 1e-4 say; 0 for none.
+        label_smoothing: Share of each target's probability that is spread over the vocabulary.
         seed: Of initial weights, data order and dropout.
         precision: float32, mixed_bfloat16, or auto for the fastest here.
         backend: tensorflow or jax; the environment's KERAS_BACKEND, else tensorflow.
@@ -78,6 +83,11 @@ class TrainOptions:
     warmup_steps: int = 20
     decay: float = 0.6
     clip_norm: float = 1.0
+    accumulate: int = 1
+    rematerialize: bool = False
+    ema: float = 0.0
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
     seed: int = 0
     precision: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
     backend: Literal["tensorflow", "jax"] | None = None
@@ -95,18 +105,25 @@ class TrainOptions:
             raise InputError("give --steps or --minutes, not both")
         if self.steps is None and self.minutes is None:
             self.minutes = 5.5
-        positive = ("batch_size", "learning_rate", "adam_ratio", "checkpoint_seconds")
+        positive = ("batch_size", "accumulate", "learning_rate", "adam_ratio", "checkpoint_seconds")
         for name in (*positive, "steps", "minutes"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise InputError(f"--{name.replace('_', '-')} must be above 0, not {value}")
-        for name in ("weight_decay", "warmup_steps", "clip_norm", "evaluations", "seed"):
+        for name in ("weight_decay", "warmup_steps", "clip_norm", "evaluations", "seed", "z_loss"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"--{name.replace('_', '-')} must be 0 or above, not {getattr(self, name)}")
         if self.seed >= 2**32:
             raise InputError(f"--seed must be below {2**32}, not {self.seed}")
         if self.context_length is not None and self.context_length < 8:
             raise InputError(f"--context-length must be at least 8, not {self.context_length}")
+        if self.batch_size % self.accumulate:
+            raise InputError(f"--accumulate {self.accumulate} does not divide --batch-size {self.batch_size}")
+        for name in ("ema", "label_smoothing"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise InputError(
+                    f"--{name.replace('_', '-')} must be at least 0 and below 1, not {getattr(self, name)}"
+                )
         if not 0.0 <= self.decay <= 1.0:
             raise InputError(f"--decay must be from 0 to 1, not {self.decay}")
 

@@ -102,7 +102,9 @@ class TrainingRun:
         policy, why = choose_precision(options.precision)
         keras.utils.set_random_seed(options.seed)
         model = GPT(config, dtype=policy)
-        model.compile(make_optimizer(options), NextTokenLoss(), jit_compile="auto")
+        model.rematerialize, model.num_parts = options.rematerialize, options.accumulate
+        loss = NextTokenLoss(options.label_smoothing, options.z_loss)
+        model.compile(make_optimizer(options, policy), loss, jit_compile="auto")
         done = restore_checkpoint(model, self.folder / "checkpoints")
         architecture, field = architecture_for(config)
         kind = architecture.model_type if architecture else f"gpt_keras ({field} is beyond Hugging Face's types)"

@@ -1,0 +1,147 @@
+"""What one batch of `model.fit` does to a `GPT`: the loss from hidden states, and a batch in several parts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import keras
+
+from gpt_keras import kernels
+from gpt_keras.training.loss import NextTokenLoss
+
+Tensor = Any
+
+_loss_has_head: ContextVar[bool] = ContextVar("loss_has_head", default=False)
+
+
+def loss_has_head() -> bool:
+    """Whether the step being traced wants hidden states from the model, since its loss contains the output head."""
+    return _loss_has_head.get()
+
+
+class TrainedModel(keras.Model):
+    """A model whose steps use fast kernels, and whose `NextTokenLoss` never sees the logits of a whole batch.
+
+    Attributes:
+        num_parts: Set it before training to go through each batch in so many parts, whose gradients are added up before
+            the optimizer's one update: gradient accumulation. It divides the batch size. The result is that of the
+            whole batch, but for dropout.
+    """
+
+    num_parts = 1
+
+    def train_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Keras's own training step with the backend's faster kernels; `gradient_norm` is among its logs."""
+        with kernels.fast_kernels(), self._head_in_loss():
+            jax = keras.backend.backend() == "jax"
+            if self.num_parts == 1:
+                result = super().train_step(*args, **kwargs)
+            else:
+                result = (self._train_in_parts_jax if jax else self._train_in_parts_tensorflow)(*args, **kwargs)
+            norm = getattr(self.optimizer, "gradient_norm", None)
+            if norm is None:
+                return result
+            if not jax:
+                return {**result, "gradient_norm": norm.value}
+            logs, state = result
+            place = next(i for i, variable in enumerate(self.optimizer.variables) if variable is norm)
+            return {**logs, "gradient_norm": state[2][place]}, state
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        """As `train_step`."""
+        with kernels.fast_kernels(), self._head_in_loss():
+            return super().test_step(*args, **kwargs)
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Tensor:
+        """The compiled loss; from hidden states where the step had `call` return them."""
+        if not loss_has_head():
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        return self.loss.of_hidden_states(y, y_pred, self.output_head.table, sample_weight, training)
+
+    @contextlib.contextmanager
+    def _head_in_loss(self) -> Iterator[None]:
+        """Inside, `call` gives hidden states, if the loss takes them and nothing else asks for logits."""
+        token = _loss_has_head.set(isinstance(self.loss, NextTokenLoss) and self._compile_metrics is None)
+        try:
+            yield
+        finally:
+            _loss_has_head.reset(token)
+
+    def _train_in_parts_tensorflow(self, data: Any) -> dict[str, Any]:
+        import tensorflow as tf
+
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
+        parts = keras.tree.map_structure(self._parts, (x, y, weights))
+        shares = _shares(weights, parts[2], self.num_parts)
+        variables = self.trainable_variables
+
+        def add_part(number: Tensor, loss: Tensor, gradients: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+            x, y, weights = keras.tree.map_structure(lambda part: None if part is None else part[number], parts)
+            with tf.GradientTape() as tape:
+                part_loss = shares(number) * self.compute_loss(x, y, self(x, training=True), weights)
+            new = tape.gradient(part_loss, [variable.value for variable in variables])
+            added = [g if n is None else g + tf.cast(n, g.dtype) for g, n in zip(gradients, new, strict=True)]
+            return number + 1, loss + part_loss, added
+
+        start = [tf.zeros(variable.shape, variable.dtype) for variable in variables]
+        _, loss, gradients = tf.while_loop(
+            lambda number, *_: number < self.num_parts,
+            add_part,
+            (tf.constant(0), tf.constant(0.0), start),
+            maximum_iterations=self.num_parts,
+            parallel_iterations=1,
+        )
+        self._loss_tracker.update_state(loss)
+        self.optimizer.apply(gradients, variables)
+        return self.compute_metrics(x, y, None, weights)
+
+    def _train_in_parts_jax(self, state: Any, data: Any) -> tuple[dict[str, Any], Any]:
+        import jax
+        from jax import numpy as jnp
+
+        trainable, non_trainable, optimizer, metrics = state
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
+        parts = keras.tree.map_structure(self._parts, (x, y, weights))
+        shares = _shares(weights, parts[2], self.num_parts)
+        gradient = jax.value_and_grad(self.compute_loss_and_updates, has_aux=True)
+
+        def add_part(carry: Any, item: Any) -> tuple[Any, None]:
+            loss, gradients, non_trainable = carry
+            number, (x, y, weights) = item
+            (part_loss, (_, _, non_trainable, _)), new = gradient(
+                trainable, non_trainable, metrics, x, y, weights, training=True, optimizer_variables=optimizer
+            )
+            share = shares(number)
+            gradients = [g + share * n for g, n in zip(gradients, new, strict=True)]
+            return (loss + share * part_loss, gradients, non_trainable), None
+
+        start = (jnp.float32(0.0), [jnp.zeros_like(value) for value in trainable], non_trainable)
+        (loss, gradients, non_trainable), _ = jax.lax.scan(add_part, start, (jnp.arange(self.num_parts), parts))
+        trainable, optimizer = self.optimizer.stateless_apply(optimizer, gradients, trainable)
+        logs, metrics = self._update_metrics_variables(metrics, loss, x, y, None, weights)
+        return logs, (trainable, non_trainable, optimizer, metrics)
+
+    def _parts(self, x: Tensor | None) -> Tensor | None:
+        """[rows, ...] -> [num_parts, rows / num_parts, ...]; a part takes every so-manyth row, so that rows which are
+        spread over devices stay where they are."""
+        if x is None:
+            return None
+        rows = x.shape[0]
+        if rows is None or rows % self.num_parts:
+            raise ValueError(f"a batch of {rows} rows cannot be cut into {self.num_parts} equal parts")
+        return keras.ops.swapaxes(keras.ops.reshape(x, (rows // self.num_parts, self.num_parts, *x.shape[1:])), 0, 1)
+
+
+def _shares(weights: Tensor | None, parts: Tensor | None, count: int) -> Callable[[Tensor], Tensor]:
+    """What a part's mean loss counts in that of the whole batch, by the part's number."""
+    if weights is None:
+        return lambda number: 1.0 / count
+    assert parts is not None
+    sums = keras.ops.sum(keras.ops.cast(parts, "float32"), axis=tuple(range(1, len(parts.shape))))
+    shares = sums / keras.ops.maximum(keras.ops.sum(sums), 1.0)
+    return lambda number: shares[number]
