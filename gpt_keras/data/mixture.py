@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -59,6 +60,11 @@ class Mixture:
     def name(self) -> str:
         """The folders."""
         return ", ".join(str(corpus.folder) for corpus, _ in self.corpora)
+
+    @property
+    def fingerprint(self) -> str:
+        """As `Corpus.fingerprint`, of all in their order."""
+        return hashlib.sha256("".join(corpus.fingerprint for corpus, _ in self.corpora).encode()).hexdigest()
 
     def verify(self, report: Callable[[int, int], None] = lambda done, total: None) -> None:
         """As `Corpus.verify`, one corpus after another."""

@@ -252,6 +252,12 @@ class Corpus:
         count = len(self.manifest["sources"])
         return [self._open([entry for entry in entries if entry["source"] == i]) for i in range(count)]
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over those of the shards: the same for the same tokens in the same order."""
+        digests = [entry["sha256"] for split in SPLITS for entry in self._entries(split)]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
+
     def verify(self, report: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Read every shard and compare it with its hash, unless it was found whole before and not touched since.
 

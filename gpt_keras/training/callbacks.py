@@ -19,6 +19,7 @@ from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import whole_file
 from gpt_keras.evaluation.bits_per_byte import HeldOutScorer
 from gpt_keras.training import checkpoint
+from gpt_keras.training.optimizer import averaged_weights
 from gpt_keras.training.options import TrainOptions
 from gpt_keras.training.schedule import learning_rate_factor
 
@@ -32,6 +33,7 @@ class Pace(keras.callbacks.Callback):
         step: Optimizer steps done, those of earlier processes included.
         seconds: Seconds spent, likewise.
         learning_rate: Of the step at hand or just done.
+        validation_loss: After the step just done, if it was measured then.
     """
 
     def __init__(self, options: TrainOptions, done: checkpoint.Progress) -> None:
@@ -40,6 +42,7 @@ class Pace(keras.callbacks.Callback):
         self.step = done.step
         self._before = self.seconds = done.seconds
         self.learning_rate = 0.0
+        self.validation_loss: float | None = None
         self._started: float | None = None
 
     @property
@@ -58,6 +61,7 @@ class Pace(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         model = self.model
+        self.validation_loss = None
         self.learning_rate = model.optimizer.learning_rate = self.next_learning_rate
         model.reset_metrics()  # the loss reported is this step's, not the mean since the beginning
 
@@ -155,8 +159,9 @@ class Record(keras.callbacks.Callback):
         }
         if self.evaluations and self.pace.progress >= self._next_evaluation and self.pace.progress < 1.0:
             _ = self.model  # on JAX, this brings the trained values into the model's variables
-            score = self.scorer.score(self.EVALUATION_TOKENS)
-            self._validation_loss = record["validation_loss"] = score.loss
+            with averaged_weights(self.model):
+                score = self.scorer.score(self.EVALUATION_TOKENS)
+            self.pace.validation_loss = self._validation_loss = record["validation_loss"] = score.loss
             self._next_evaluation = self._next_share(self.pace.progress)
         self._metrics.write(json.dumps(record) + "\n")
         self._metrics.flush()
@@ -195,37 +200,52 @@ class Record(keras.callbacks.Callback):
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Saves every so many seconds; `save` also serves the run's end and an interrupt.
+    """Saves every so often, and whenever the held-out loss has never been lower; behind `Record` among callbacks.
 
     Args:
         pace: Knows how far the run is.
-        folder: Where checkpoints go.
-        seconds: Time between two.
+        writer: Writes them.
+        folder: Where they go.
+        minutes: Time between two, if `steps` is `None`. One that is due while another is being written waits.
+        steps: Steps between two.
     """
 
-    def __init__(self, pace: Pace, folder: Path, seconds: float) -> None:
+    def __init__(
+        self, pace: Pace, writer: checkpoint.CheckpointWriter, folder: Path, minutes: float, steps: int | None
+    ) -> None:
         super().__init__()
-        self.pace, self.folder, self.seconds = pace, folder, seconds
+        self.pace, self.writer, self.minutes, self.steps = pace, writer, minutes, steps
+        self._best = checkpoint.best_validation_loss(folder)
         self._last = time.perf_counter()
         self._saved_step = -1
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if time.perf_counter() - self._last >= self.seconds:
+        loss = self.pace.validation_loss
+        # The last one is saved here, since `fit` ends by putting the averages of the weights in their place.
+        if self._due() or (loss is not None and loss < self._best) or self.pace.progress >= 1.0:
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint of the step just done, unless it is written already."""
+        """Begin to write a checkpoint of the step just done, unless that was begun already."""
         if self.pace.step != self._saved_step:
-            progress = checkpoint.Progress(self.pace.step, self.pace.seconds)
-            checkpoint.save_checkpoint(self.model, self.folder, progress)
+            progress = checkpoint.Progress(self.pace.step, self.pace.seconds, self.pace.validation_loss)
+            self.writer.save(self.model, progress)
             self._saved_step = self.pace.step
+        if self.pace.validation_loss is not None:
+            self._best = min(self._best, self.pace.validation_loss)
         self._last = time.perf_counter()
+
+    def _due(self) -> bool:
+        if self.steps is not None:
+            return self.pace.step % self.steps == 0
+        return time.perf_counter() - self._last >= 60.0 * self.minutes and not self.writer.busy
 
 
 class StopBetweenSteps(keras.callbacks.Callback):
-    """Holds a Ctrl-C back until the step at hand is done, when what is in memory is the state after a whole step.
+    """Holds a Ctrl-C or a SIGTERM back until the step at hand is done, when what is in memory is the state after a
+    whole step.
 
-    Use as a context around `fit`, and as its last callback. A second Ctrl-C is not held back.
+    Use as a context around `fit`, and as its last callback. A second signal is not held back.
 
     Attributes:
         stopped: The run was stopped, and between two steps.
@@ -234,16 +254,16 @@ class StopBetweenSteps(keras.callbacks.Callback):
     def __init__(self) -> None:
         super().__init__()
         self.stopped = self._asked = False
-        self._before: Any = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopBetweenSteps:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._ask)
+            self._before = {kind: signal.signal(kind, self._ask) for kind in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for kind, handler in self._before.items():
+            signal.signal(kind, handler)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self._asked:

@@ -48,7 +48,9 @@ class TrainOptions:
         seed: Of initial weights, data order and dropout.
         precision: float32, mixed_bfloat16, or auto for the fastest here.
         backend: tensorflow or jax; the environment's KERAS_BACKEND, else tensorflow.
-        checkpoint_seconds: Time between checkpoints.
+        checkpoint_minutes: Time between checkpoints.
+        checkpoint_steps: Steps between checkpoints, instead.
+        keep_checkpoints: How many of the newest stay, beside the one with the lowest validation loss.
         evaluations: How many times the held-out loss is measured along the way.
         run_dir: Where everything of this run goes.
         export_dir: TF Serving's base path, where the trained model is exported under the run's name; null to skip.
@@ -91,7 +93,9 @@ class TrainOptions:
     seed: int = 0
     precision: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
     backend: Literal["tensorflow", "jax"] | None = None
-    checkpoint_seconds: float = 60.0
+    checkpoint_minutes: float = 1.0
+    checkpoint_steps: int | None = None
+    keep_checkpoints: int = 2
     evaluations: int = 5
     run_dir: Path = Path("runs/default")
     export_dir: Path | None = Path("saved_models")
@@ -105,8 +109,8 @@ class TrainOptions:
             raise InputError("give --steps or --minutes, not both")
         if self.steps is None and self.minutes is None:
             self.minutes = 5.5
-        positive = ("batch_size", "accumulate", "learning_rate", "adam_ratio", "checkpoint_seconds")
-        for name in (*positive, "steps", "minutes"):
+        positive = ("batch_size", "accumulate", "learning_rate", "adam_ratio", "checkpoint_minutes", "keep_checkpoints")
+        for name in (*positive, "steps", "minutes", "checkpoint_steps"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise InputError(f"--{name.replace('_', '-')} must be above 0, not {value}")
@@ -133,8 +137,8 @@ class TrainOptions:
         Raises:
             InputError: Unknown preset, or a shape that contradicts itself.
         """
-        names = ("context_length", "num_layers", "hidden_dim", "num_heads", "intermediate_dim", "dropout")
-        overrides: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        fields = [name for name in SHAPE if name not in ("preset", "vocabulary_size")]
+        overrides: dict[str, Any] = {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
         if vocabulary_size or self.vocabulary_size:
             overrides["vocabulary_size"] = vocabulary_size or self.vocabulary_size
         if "hidden_dim" in overrides or "num_heads" in overrides:
@@ -145,16 +149,20 @@ class TrainOptions:
             raise InputError(str(error)) from error
 
 
-MAY_CHANGE = {
-    "steps",
-    "minutes",
-    "backend",
-    "precision",
-    "checkpoint_seconds",
-    "evaluations",
-    "export_dir",
-    "restart",
-    "json",
-    "run_dir",
-}
-"""Options that may differ when a run goes on; all others shape what was already learned."""
+SHAPE = (
+    "preset",
+    "vocabulary_size",
+    "context_length",
+    "num_layers",
+    "hidden_dim",
+    "num_heads",
+    "intermediate_dim",
+    "dropout",
+)
+"""Options that make up the model's configuration."""
+
+FIXED = ("data", "text_key", "validation", "tokenizer", "optimizer")
+"""Options of a run that cannot change when it goes on; nor can the model's shape."""
+
+UNTOLD = ("restart", "json", "run_dir", "export_dir")
+"""Options that change nothing in training."""

@@ -33,9 +33,9 @@ from gpt_keras.generation import Generator
 from gpt_keras.model import GPT
 from gpt_keras.sampling_options import SamplingOptions
 from gpt_keras.training.callbacks import Checkpoint, Pace, Record, StopBetweenSteps, draw_loss
-from gpt_keras.training.checkpoint import restore_checkpoint
+from gpt_keras.training.checkpoint import CheckpointWriter, restore_checkpoint
 from gpt_keras.training.loss import NextTokenLoss
-from gpt_keras.training.optimizer import make_optimizer
+from gpt_keras.training.optimizer import averaged_weights, make_optimizer
 from gpt_keras.training.options import TrainOptions
 from gpt_keras.training.precision import choose_precision
 from gpt_keras.training.run_folder import PreparedRun, bytes_bar, say
@@ -126,7 +126,9 @@ class TrainingRun:
             self.console,
             options.evaluations,
         )
-        checkpoints = Checkpoint(pace, self.folder / "checkpoints", options.checkpoint_seconds)
+        folder = self.folder / "checkpoints"
+        writer = CheckpointWriter(folder, options.keep_checkpoints, self._warn)
+        checkpoints = Checkpoint(pace, writer, folder, options.checkpoint_minutes, options.checkpoint_steps)
         if pace.progress < 1.0:
             import_tensorflow()  # for tf.data and TensorBoard, on any backend
             interrupt = StopBetweenSteps()
@@ -147,9 +149,10 @@ class TrainingRun:
                 raise
             finally:
                 record.close()
-            checkpoints.save()
+                writer.wait()
         draw_loss(self.folder)
-        save_folder(model, corpus.tokenizer, self.folder / "model")
+        with averaged_weights(model):
+            save_folder(model, corpus.tokenizer, self.folder / "model")
         return {
             "parameters": model.count_params(),
             "steps": pace.step,
@@ -157,6 +160,9 @@ class TrainingRun:
             "tokens_per_second": round(record.tokens_per_second, 1),
             "train_seconds": pace.seconds,
         }
+
+    def _warn(self, words: str) -> None:
+        say(self.console, f"warning: {words}")
 
     def _evaluate(self, model: GPT, corpus: Mixture) -> dict[str, Any]:
         """Figures from the written model folder, in float32, over every held-out token."""

@@ -29,9 +29,22 @@ from gpt_keras.data.shards import Corpus
 from gpt_keras.data.sources import open_source, parse_weight
 from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.progress import preparation_progress
-from gpt_keras.training.options import MAY_CHANGE, TrainOptions
+from gpt_keras.training.options import FIXED, SHAPE, UNTOLD, TrainOptions
 
-_FINGERPRINT = "tokenizer_sha256"
+_FINGERPRINTS = ("tokenizer_sha256", "corpus_sha256")
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run that was begun earlier, and can go on.
+
+    Attributes:
+        fingerprints: Of its tokenizer and its corpus, by the names in config.yaml.
+        changed: In words, the options that now differ.
+    """
+
+    fingerprints: dict[str, str | None]
+    changed: list[str]
 
 
 @dataclass
@@ -58,11 +71,15 @@ def prepare_run(options: TrainOptions, console: Console) -> PreparedRun:
     started = time.perf_counter()
     seconds: dict[str, float] = {}
     options.model_config()
-    fingerprint = check_options(options)
-    begun = (options.run_dir / "config.yaml").exists()
-    corpus = _given_corpora(options, begun) or _new_corpus(options, console, seconds)
-    if fingerprint not in (None, corpus.tokenizer.fingerprint):
-        raise InputError(f"{corpus.name} has another tokenizer than when {options.run_dir} was begun; use --restart")
+    begun = check_options(options)
+    corpus = _given_corpora(options, begun is not None) or _new_corpus(options, console, seconds)
+    fingerprints = dict(zip(_FINGERPRINTS, (corpus.tokenizer.fingerprint, corpus.fingerprint), strict=True))
+    for name, fingerprint in begun.fingerprints.items() if begun else ():
+        if fingerprint not in (None, fingerprints[name]):
+            what = "another tokenizer" if name.startswith("tokenizer") else "other contents"
+            raise InputError(f"{corpus.name} has {what} than when {options.run_dir} was begun; use --restart")
+    if begun and begun.changed:
+        say(console, f"changed     {', '.join(begun.changed)}")
     with bytes_bar(console, "checking the corpus") as (bar, task):
         corpus.verify(lambda done, total: bar.update(task, completed=done, total=total))
     corpus.tokenizer.check_writable(d.text[:2000] for d in itertools.islice(corpus.held_out_documents(), 20))
@@ -71,7 +88,7 @@ def prepare_run(options: TrainOptions, console: Console) -> PreparedRun:
     Batches.of(corpus, config.context_length, options.batch_size)  # is there enough of it
     # Only now, when nothing is left to go wrong with them, are the options those of the run.
     with whole_file(options.run_dir / "config.yaml") as partial:
-        record = {**_plain(options), _FINGERPRINT: corpus.tokenizer.fingerprint}
+        record = {**_plain(options), **fingerprints}
         partial.write_text(yaml.safe_dump(record, sort_keys=False), "utf-8")
     sweep(options.run_dir)
     return PreparedRun(corpus, started, seconds)
@@ -114,34 +131,52 @@ def check_data(options: TrainOptions) -> None:
             )
 
 
-def check_options(options: TrainOptions) -> str | None:
-    """See that the run in the folder, if there is one, was begun with the same options.
-
-    Returns:
-        The fingerprint of the run's tokenizer, `None` where there is no run.
+def check_options(options: TrainOptions) -> Begun | None:
+    """See that the run in the folder, if there is one, can go on with these options.
 
     Raises:
-        InputError: Naming the first option that differs.
+        InputError: With all differences that make that meaningless.
     """
     path = options.run_dir / "config.yaml"
     if not path.exists():
         return None
     given = _plain(options)
     try:
-        recorded = {**_plain(TrainOptions()), **yaml.safe_load(path.read_text("utf-8"))}  # older ones have fewer
+        recorded = yaml.safe_load(path.read_text("utf-8"))
+        fingerprints = {name: recorded.pop(name, None) for name in _FINGERPRINTS}
+        recorded = {**_plain(TrainOptions()), **{k: v for k, v in recorded.items() if k in given}}  # older ones differ
         if isinstance(recorded["data"], str):
             recorded["data"] = [recorded["data"]]
-        changed = [name for name in given if name not in MAY_CHANGE and recorded[name] != given[name]]
-        fingerprint: str = recorded[_FINGERPRINT]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        shape = _shape(TrainOptions(**{name: recorded[name] for name in SHAPE}))
+    except (OSError, yaml.YAMLError, TypeError, InputError) as error:
         raise InputError(f"{path}: damaged ({error}); use --restart to begin again") from error
-    if changed:
-        name = changed[0]
+    now = _shape(options)
+    differences = [
+        f"{_flag(name)} {recorded[name]}, not {given[name]}" for name in FIXED if recorded[name] != given[name]
+    ]
+    differences += [f"{name} {shape[name]}, not {now[name]}" for name in shape if shape[name] != now[name]]
+    if differences:
         raise InputError(
-            f"{options.run_dir} was begun with --{name.replace('_', '-')} {recorded[name]}, not {given[name]}: "
+            f"{options.run_dir} was begun with {'; with '.join(differences)}: "
             "give the same to go on, another --run-dir, or --restart to begin again"
         )
-    return fingerprint
+    skipped = {*FIXED, *SHAPE, *UNTOLD} - {"dropout"}
+    changed = [
+        f"{_flag(name)} {given[name]} (was {recorded[name]})"
+        for name in given
+        if name not in skipped and recorded[name] != given[name]
+    ]
+    return Begun(fingerprints, changed)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _shape(options: TrainOptions) -> dict[str, Any]:
+    """The model's configuration without what may change when a run goes on."""
+    config = options.model_config().to_dict()
+    return {name: value for name, value in config.items() if name not in ("dropout", "initializer_range")}
 
 
 def put_aside(folder: Path) -> Path:

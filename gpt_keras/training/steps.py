@@ -29,21 +29,24 @@ class TrainedModel(keras.Model):
         num_parts: Set it before training to go through each batch in so many parts, whose gradients are added up before
             the optimizer's one update: gradient accumulation. It divides the batch size. The result is that of the
             whole batch, but for dropout.
+        watch_gradient_norm: Set it before training to have `gradient_norm` among the logs of `fit`, with an optimizer
+            of `gpt_keras.training.optimizer`.
     """
 
     num_parts = 1
+    watch_gradient_norm = False
 
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Keras's own training step with the backend's faster kernels; `gradient_norm` is among its logs."""
+        """Keras's own training step, with the backend's faster kernels."""
         with kernels.fast_kernels(), self._head_in_loss():
             jax = keras.backend.backend() == "jax"
             if self.num_parts == 1:
                 result = super().train_step(*args, **kwargs)
             else:
                 result = (self._train_in_parts_jax if jax else self._train_in_parts_tensorflow)(*args, **kwargs)
-            norm = getattr(self.optimizer, "gradient_norm", None)
-            if norm is None:
+            if not self.watch_gradient_norm:
                 return result
+            norm = self.optimizer.gradient_norm
             if not jax:
                 return {**result, "gradient_norm": norm.value}
             logs, state = result

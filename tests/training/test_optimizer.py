@@ -81,6 +81,7 @@ def test_the_gradient_norm_is_logged_before_clipping(config):
     norms = []
     for optimizer in (AdamW(1e-3, global_clipnorm=0.01), AdamW(1e-3)):
         model = build(config)
+        model.watch_gradient_norm = True
         model.compile(optimizer, NextTokenLoss())
         norms.append(model.train_on_batch(TOKENS, TARGETS, return_dict=True)["gradient_norm"])
     np.testing.assert_allclose(norms[0], norms[1], rtol=1e-5)
