@@ -1,27 +1,64 @@
-"""What happens around the steps of `model.fit`: pace, display, records, held-out loss, checkpoints."""
+"""What happens around the steps of `model.fit`: pace, a guard against divergence, checkpoints, signals."""
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import threading
 import time
-from collections import deque
 from pathlib import Path
 from typing import Any
 
 import keras
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gpt_keras.data.errors import InputError
-from gpt_keras.data.files import whole_file
-from gpt_keras.evaluation.bits_per_byte import HeldOutScorer
 from gpt_keras.training import checkpoint
-from gpt_keras.training.optimizer import averaged_weights
 from gpt_keras.training.options import TrainOptions
 from gpt_keras.training.schedule import learning_rate_factor
+
+
+class DivergedError(Exception):
+    """The loss is not a number, or went up and stayed there. The message says so."""
+
+
+class Guard:
+    """Watches the loss.
+
+    Args:
+        size: How far above its lowest smoothed value, in nats, the loss counts as a spike.
+        steps: How many steps in a row a spike may last; 0 for ever.
+    """
+
+    SMOOTHING = 0.9
+
+    def __init__(self, size: float, steps: int) -> None:
+        self._size, self._steps = size, steps
+        self._smoothed: float | None = None
+        self._lowest = math.inf
+        self._above = 0
+
+    @property
+    def sound(self) -> bool:
+        """Whether there is no spike."""
+        return self._above == 0
+
+    def check(self, step: int, loss: float, gradient_norm: float) -> None:
+        """Take the loss and gradient of a step into account.
+
+        Raises:
+            DivergedError: One is not finite, or a spike has lasted too long.
+        """
+        if not math.isfinite(loss) or not math.isfinite(gradient_norm):
+            self._above = max(1, self._above)
+            raise DivergedError(f"the loss is {loss} and the gradient's norm {gradient_norm} at step {step}")
+        before = loss if self._smoothed is None else self._smoothed
+        self._smoothed = self.SMOOTHING * before + (1 - self.SMOOTHING) * loss
+        self._lowest = min(self._lowest, self._smoothed)
+        self._above = self._above + 1 if self._smoothed > self._lowest + self._size else 0
+        if self._steps and self._above >= self._steps:
+            raise DivergedError(
+                f"the loss has been above {self._lowest + self._size:.2f} for {self._above} steps, up to step {step}, "
+                f"after it had come down to {self._lowest:.2f}"
+            )
 
 
 class Pace(keras.callbacks.Callback):
@@ -44,6 +81,12 @@ class Pace(keras.callbacks.Callback):
         self.learning_rate = 0.0
         self.validation_loss: float | None = None
         self._started: float | None = None
+        self._guard = Guard(options.spike_size, options.spike_steps)
+
+    @property
+    def sound(self) -> bool:
+        """Whether the loss is where it was, so that a checkpoint is worth having."""
+        return self._guard.sound
 
     @property
     def progress(self) -> float:
@@ -71,132 +114,9 @@ class Pace(keras.callbacks.Callback):
         if self._started is None:
             self._started = time.perf_counter()
         self.seconds = self._before + time.perf_counter() - self._started
-        if not math.isfinite(loss):
-            raise InputError(
-                f"training diverged: the loss is {loss} at step {self.step}; lower --learning-rate "
-                f"(now {self.options.learning_rate}) or raise --warmup-steps, and begin again with --restart"
-            )
+        self._guard.check(self.step, loss, logs.get("gradient_norm", 0.0))
         if self.progress >= 1.0:
             self.model.stop_training = True
-
-
-class Record(keras.callbacks.Callback):
-    """Writes metrics.jsonl and TensorBoard logs, measures the held-out loss a few times, and shows how it goes.
-
-    Args:
-        pace: Counts the steps.
-        scorer: Measures the held-out loss.
-        folder: The run folder.
-        tokens_per_step: Tokens in a batch.
-        console: A terminal gets a progress bar, anything else a plain line now and then.
-        evaluations: How many times to measure along the way.
-    """
-
-    LINE_SECONDS = 20.0
-    EVALUATION_TOKENS = 32768
-
-    def __init__(
-        self,
-        pace: Pace,
-        scorer: HeldOutScorer,
-        folder: Path,
-        tokens_per_step: int,
-        console: Console,
-        evaluations: int,
-    ) -> None:
-        super().__init__()
-        self.pace, self.scorer, self.folder = pace, scorer, folder
-        self.tokens_per_step, self.console, self.evaluations = tokens_per_step, console, evaluations
-        self._step_seconds: deque[float] = deque(maxlen=101)
-        self._validation_loss = float("nan")
-        self._next_evaluation = self._next_share(pace.progress)
-        self._last_line = time.perf_counter()
-        self._board: Any = None
-        self._bar: Progress | None = None
-        # A run that goes on after a kill does the steps behind its checkpoint again; their old lines go.
-        records = [r for r in read_metrics(folder) if r["step"] <= pace.step]
-        self._earlier_speed = float(records[-1]["tokens_per_second"]) if records else 0.0
-        with whole_file(folder / "metrics.jsonl") as partial:
-            partial.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Training speed: the median of the last steps', so that pauses for evaluation and checkpoints do not count."""
-        if not self._step_seconds:
-            return self._earlier_speed
-        return self.tokens_per_step / sorted(self._step_seconds)[len(self._step_seconds) // 2]
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        import tensorflow as tf
-
-        self._board = tf.summary.create_file_writer(str(self.folder / "logs"))
-        self._metrics = open(self.folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-        if self.console.is_terminal:
-            self._bar = Progress(
-                TextColumn("training"),
-                BarColumn(),
-                TextColumn("{task.percentage:>3.0f} %"),
-                TextColumn("{task.description}"),
-                TimeRemainingColumn(compact=True),
-                console=self.console,
-            )
-            self._task = self._bar.add_task("compiling the training step", total=1.0)
-            self._bar.start()
-
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        self._begin = time.perf_counter()
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if batch > 0:
-            self._step_seconds.append(time.perf_counter() - self._begin)
-        loss, step = float(logs["loss"]), self.pace.step
-        record = {
-            "step": step,
-            "seconds": round(self.pace.seconds, 3),
-            "loss": loss,
-            "learning_rate": self.pace.learning_rate,
-            "tokens_per_second": round(self.tokens_per_second),
-        }
-        if self.evaluations and self.pace.progress >= self._next_evaluation and self.pace.progress < 1.0:
-            _ = self.model  # on JAX, this brings the trained values into the model's variables
-            with averaged_weights(self.model):
-                score = self.scorer.score(self.EVALUATION_TOKENS)
-            self.pace.validation_loss = self._validation_loss = record["validation_loss"] = score.loss
-            self._next_evaluation = self._next_share(self.pace.progress)
-        self._metrics.write(json.dumps(record) + "\n")
-        self._metrics.flush()
-        self._to_board(record)
-        self._show(loss, step)
-
-    def close(self) -> None:
-        """Stop the display and close the files, however training ended."""
-        if self._bar is not None:
-            self._bar.stop()
-        if self._board is not None:
-            self._board.close()
-            self._metrics.close()
-
-    def _next_share(self, progress: float) -> float:
-        return (math.floor(progress * self.evaluations + 1e-9) + 1) / self.evaluations if self.evaluations else 2.0
-
-    def _to_board(self, record: dict[str, Any]) -> None:
-        import tensorflow as tf
-
-        with self._board.as_default(step=record["step"]):
-            for name, value in record.items():
-                if name != "step":
-                    tf.summary.scalar(name, value)
-
-    def _show(self, loss: float, step: int) -> None:
-        held_out = "" if math.isnan(self._validation_loss) else f"  validation {self._validation_loss:.3f}"
-        words = f"step {step}  loss {loss:.3f}{held_out}  {self.tokens_per_second:,.0f} tokens/s"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self.pace.progress, description=words)
-        elif time.perf_counter() - self._last_line > self.LINE_SECONDS:
-            self._last_line = time.perf_counter()
-            share = self.pace.progress
-            left = self.pace.seconds * (1.0 - share) / share if share else 0.0
-            self.console.print(f"  {share:4.0%}  {words}  {left / 60:.1f} min left", highlight=False)
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -220,6 +140,8 @@ class Checkpoint(keras.callbacks.Callback):
         self._saved_step = -1
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if not self.pace.sound:
+            return
         loss = self.pace.validation_loss
         # The last one is saved here, since `fit` ends by putting the averages of the weights in their place.
         if self._due() or (loss is not None and loss < self._best) or self.pace.progress >= 1.0:
@@ -274,47 +196,3 @@ class StopBetweenSteps(keras.callbacks.Callback):
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl; a last line that a kill cut short is left out."""
-    records = []
-    path = folder / "metrics.jsonl"
-    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
-
-
-def draw_loss(folder: Path) -> None:
-    """Draw loss.png from metrics.jsonl: training loss, smoothed and raw, and held-out loss over the steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    records = read_metrics(folder)
-    steps, losses = [r["step"] for r in records], [r["loss"] for r in records]
-    held_out = [(r["step"], r["validation_loss"]) for r in records if "validation_loss" in r]
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
-    axes.plot(steps, _smoothed(losses), color="tab:blue", label="training")
-    if held_out:
-        axes.plot(*zip(*held_out, strict=True), "o-", color="tab:orange", label="validation")
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title="Training")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with whole_file(folder / "loss.png") as partial:
-        figure.savefig(partial, dpi=120, format="png")
-    pyplot.close(figure)
-
-
-def _smoothed(values: list[float], weight: float = 0.95) -> list[float]:
-    """Exponential moving average, corrected for its start."""
-    smooth, average, mass = [], 0.0, 0.0
-    for value in values:
-        average, mass = weight * average + (1 - weight) * value, weight * mass + (1 - weight)
-        smooth.append(average / mass)
-    return smooth

@@ -128,6 +128,12 @@ def write_checkpoint(tensors: dict[str, Any], folder: Path, progress: Progress) 
     return path
 
 
+def newest_step(folder: Path) -> int | None:
+    """Of the newest checkpoint in `folder`, if there is one."""
+    found = _newest_first(folder)
+    return int(found[0].name.removeprefix("step_")) if found else None
+
+
 def best_validation_loss(folder: Path) -> float:
     """The lowest among the checkpoints in `folder`; infinite where none has one."""
     losses = [_validation_loss(path) for path in _newest_first(folder)]

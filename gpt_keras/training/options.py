@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +53,12 @@ class TrainOptions:
         checkpoint_steps: Steps between checkpoints, instead.
         keep_checkpoints: How many of the newest stay, beside the one with the lowest validation loss.
         evaluations: How many times the held-out loss is measured along the way.
+        evaluation_steps: Steps between two such measurements, instead.
+        sample_steps: Steps between samples, which go to samples.md; 0 for samples at the end only.
+        profile: Steps to profile for TensorBoard, as 20-25.
+        wandb: Project of Weights & Biases to log to as well; needs the package wandb.
+        spike_size: How far above its lowest smoothed value, in nats, the loss counts as a spike.
+        spike_steps: How many steps in a row a spike may last before the run stops; 0 for ever.
         run_dir: Where everything of this run goes.
         export_dir: TF Serving's base path, where the trained model is exported under the run's name; null to skip.
         restart: Put an existing run of that name aside and start from nothing.
@@ -97,6 +104,12 @@ class TrainOptions:
     checkpoint_steps: int | None = None
     keep_checkpoints: int = 2
     evaluations: int = 5
+    evaluation_steps: int | None = None
+    sample_steps: int = 0
+    profile: str | None = None
+    wandb: str | None = None
+    spike_size: float = 1.0
+    spike_steps: int = 200
     run_dir: Path = Path("runs/default")
     export_dir: Path | None = Path("saved_models")
     restart: bool = False
@@ -110,13 +123,26 @@ class TrainOptions:
         if self.steps is None and self.minutes is None:
             self.minutes = 5.5
         positive = ("batch_size", "accumulate", "learning_rate", "adam_ratio", "checkpoint_minutes", "keep_checkpoints")
-        for name in (*positive, "steps", "minutes", "checkpoint_steps"):
+        for name in (*positive, "steps", "minutes", "checkpoint_steps", "evaluation_steps", "spike_size"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise InputError(f"--{name.replace('_', '-')} must be above 0, not {value}")
-        for name in ("weight_decay", "warmup_steps", "clip_norm", "evaluations", "seed", "z_loss"):
+        for name in (
+            "weight_decay",
+            "warmup_steps",
+            "clip_norm",
+            "evaluations",
+            "seed",
+            "z_loss",
+            "sample_steps",
+            "spike_steps",
+        ):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"--{name.replace('_', '-')} must be 0 or above, not {getattr(self, name)}")
+        if self.profile is not None and not _is_range(self.profile):
+            raise InputError(f"--profile must be two steps, as 20-25, not {self.profile}")
+        if self.wandb is not None and importlib.util.find_spec("wandb") is None:
+            raise InputError("--wandb needs the package wandb: pip install wandb")
         if self.seed >= 2**32:
             raise InputError(f"--seed must be below {2**32}, not {self.seed}")
         if self.context_length is not None and self.context_length < 8:
@@ -147,6 +173,11 @@ class TrainOptions:
             return GPTConfig.from_preset(self.preset, **overrides)
         except ValueError as error:
             raise InputError(str(error)) from error
+
+
+def _is_range(text: str) -> bool:
+    parts = text.split("-")
+    return len(parts) == 2 and all(part.isdecimal() for part in parts) and 0 < int(parts[0]) <= int(parts[1])
 
 
 SHAPE = (

@@ -32,18 +32,21 @@ from gpt_keras.folder import load_folder, save_folder
 from gpt_keras.generation import Generator
 from gpt_keras.model import GPT
 from gpt_keras.sampling_options import SamplingOptions
-from gpt_keras.training.callbacks import Checkpoint, Pace, Record, StopBetweenSteps, draw_loss
-from gpt_keras.training.checkpoint import CheckpointWriter, restore_checkpoint
+from gpt_keras.training.callbacks import Checkpoint, DivergedError, Pace, StopBetweenSteps
+from gpt_keras.training.checkpoint import CheckpointWriter, newest_step, restore_checkpoint
+from gpt_keras.training.flops import measured_flops_per_second, training_flops_per_token
 from gpt_keras.training.loss import NextTokenLoss
 from gpt_keras.training.optimizer import averaged_weights, make_optimizer
 from gpt_keras.training.options import TrainOptions
 from gpt_keras.training.precision import choose_precision
+from gpt_keras.training.record import Record, draw_loss
 from gpt_keras.training.run_folder import PreparedRun, bytes_bar, say
 
 NUM_SAMPLES = 3
 PROMPT_CHARACTERS = 40
 SAMPLE_OPTIONS = SamplingOptions(temperature=0.8, top_k=50, top_p=0.95)
 SAMPLE_TOKENS = 96
+EARLY_WINDOWS = 2
 
 
 class TrainingRun:
@@ -63,6 +66,7 @@ class TrainingRun:
         self.folder = options.run_dir
         self.seconds = dict(prepared.seconds)
         self._started = prepared.started
+        self._sampler: Generator | None = None
 
     def execute(self) -> dict[str, Any]:
         """Run all stages. The summary, which is also written to summary.json."""
@@ -103,6 +107,7 @@ class TrainingRun:
         keras.utils.set_random_seed(options.seed)
         model = GPT(config, dtype=policy)
         model.rematerialize, model.num_parts = options.rematerialize, options.accumulate
+        model.watch_gradient_norm = True
         loss = NextTokenLoss(options.label_smoothing, options.z_loss)
         model.compile(make_optimizer(options, policy), loss, jit_compile="auto")
         done = restore_checkpoint(model, self.folder / "checkpoints")
@@ -118,13 +123,15 @@ class TrainingRun:
             say(self.console, f"resuming    after step {done.step}")
 
         pace = Pace(options, done)
+        scorer = HeldOutScorer(model, corpus, options.batch_size)
         record = Record(
             pace,
-            HeldOutScorer(model, corpus, options.batch_size),
-            self.folder,
+            scorer,
+            options,
             options.batch_size * config.context_length,
             self.console,
-            options.evaluations,
+            training_flops_per_token(config) / self._flops_per_second(policy),
+            lambda step: self._sample_during(model, corpus, step),
         )
         folder = self.folder / "checkpoints"
         writer = CheckpointWriter(folder, options.keep_checkpoints, self._warn)
@@ -132,6 +139,8 @@ class TrainingRun:
         if pace.progress < 1.0:
             import_tensorflow()  # for tf.data and TensorBoard, on any backend
             interrupt = StopBetweenSteps()
+            with averaged_weights(model):  # what is wrong with validation shows now, not after hours
+                scorer.score(EARLY_WINDOWS * options.batch_size * config.context_length)
             try:
                 with interrupt:
                     model.fit(
@@ -147,6 +156,9 @@ class TrainingRun:
                     checkpoints.save()
                     say(self.console, f"stopped after step {pace.step}; the same command goes on from there")
                 raise
+            except DivergedError as error:
+                writer.wait()
+                raise InputError(f"training diverged: {error}. {self._advice(folder)}") from None
             finally:
                 record.close()
                 writer.wait()
@@ -160,6 +172,22 @@ class TrainingRun:
             "tokens_per_second": round(record.tokens_per_second, 1),
             "train_seconds": pace.seconds,
         }
+
+    def _advice(self, folder: Path) -> str:
+        last = newest_step(folder)
+        way = "the same command goes on from there" if last else "begin again with --restart"
+        return (
+            f"The last good checkpoint is {f'of step {last}' if last else 'missing'}: lower --learning-rate (now "
+            f"{self.options.learning_rate}), and {way}"
+        )
+
+    def _flops_per_second(self, policy: str) -> float:
+        found = measured_flops_per_second("bfloat16" if policy == "mixed_bfloat16" else "float32")
+        say(self.console, f"            matrix products reach {found / 1e9:,.0f} GFLOP/s here")
+        return found
+
+    def _sample_during(self, model: GPT, corpus: Mixture, step: int) -> None:
+        self._sample(model, corpus.tokenizer, corpus, step)
 
     def _warn(self, words: str) -> None:
         say(self.console, f"warning: {words}")
@@ -182,7 +210,9 @@ class TrainingRun:
             "xz_concatenated_bits_per_byte": together,
         }
 
-    def _sample(self, model: GPT, tokenizer: Tokenizer, corpus: Mixture) -> list[dict[str, str]]:
+    def _sample(
+        self, model: GPT, tokenizer: Tokenizer, corpus: Mixture, step: int | None = None
+    ) -> list[dict[str, str]]:
         """Continuations of the first words of held-out documents."""
         prompts: list[str] = []
         for document in corpus.held_out_documents():
@@ -194,12 +224,21 @@ class TrainingRun:
         longest = max(len(tokenizer.encode_prompt(prompt)) for prompt in prompts)
         length = min(SAMPLE_TOKENS, model.config.context_length - longest)
         options = dataclasses.replace(SAMPLE_OPTIONS, max_new_tokens=length)
-        texts = Generator(model, tokenizer).generate(prompts, options)
+        texts = self._generator(model, tokenizer).generate(prompts, options)
         samples = [{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]
-        with whole_file(self.folder / "samples.md") as partial:
+        path = self.folder / "samples.md"
+        earlier = path.read_text("utf-8") if path.exists() else "# Samples\n\nPrompt ⟶ continuation.\n"
+        title = "\n## At the end\n\n" if step is None else f"\n## Step {step}\n\n"
+        with whole_file(path) as partial:
             blocks = [f"````text\n{s['prompt']}⟶{s['text']}\n````\n" for s in samples]
-            partial.write_text("# Samples\n\nPrompt ⟶ continuation.\n\n" + "\n".join(blocks), "utf-8")
+            partial.write_text(earlier.split(title)[0] + title + "\n".join(blocks), "utf-8")
         return samples
+
+    def _generator(self, model: GPT, tokenizer: Tokenizer) -> Generator:
+        """The one of this model, which has compiled already when it is asked for again."""
+        if self._sampler is None or self._sampler.model is not model:
+            self._sampler = Generator(model, tokenizer)
+        return self._sampler
 
     def _export(self, model: GPT, tokenizer: Tokenizer) -> Path | None:
         """A SavedModel under the run's name. TensorFlow exports, so under JAX another process does it."""

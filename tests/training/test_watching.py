@@ -1,0 +1,145 @@
+"""What a run shows and records, and when it stops by itself."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt_keras.config import PRESETS, GPTConfig
+from gpt_keras.training.callbacks import DivergedError, Guard
+from gpt_keras.training.flops import measured_flops_per_second, training_flops_per_token
+
+from .test_train import SMALL, train
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_flops_are_those_of_the_matrices_and_of_attention(preset):
+    config = GPTConfig.from_preset(preset)
+    width, inner = config.hidden_dim, config.intermediate_dim
+    queries, keys = config.num_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    block = (
+        width * (queries + 2 * keys) + queries * width + (3 if config.feed_forward == "swiglu" else 2) * width * inner
+    )
+    matrices = config.num_layers * block + width * config.vocabulary_size
+    attention = 6 * config.num_layers * queries * config.context_length
+    assert training_flops_per_token(config) == 6 * matrices + attention
+
+
+def test_the_ceiling_is_a_plausible_speed():
+    assert 1e9 < measured_flops_per_second("float32", 0.1, 256) < 1e15
+
+
+def test_guard_stops_on_what_is_not_a_number_and_on_a_spike_that_stays():
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(DivergedError, match="at step 7"):
+            Guard(1.0, 5).check(7, bad, 1.0)
+        with pytest.raises(DivergedError, match="gradient's norm"):
+            Guard(1.0, 5).check(7, 1.0, bad)
+    guard = Guard(1.0, 60)
+    for step in range(100):
+        guard.check(step, 4.0 - step / 100, 1.0)
+        assert guard.sound
+    for step in range(100, 125):  # a spike that comes back
+        guard.check(step, 7.0, 1.0)
+    assert not guard.sound
+    for step in range(125, 160):
+        guard.check(step, 3.0, 1.0)
+    assert guard.sound
+    with pytest.raises(DivergedError, match=r"above 4\.0"):
+        for step in range(160, 300):
+            guard.check(step, 7.0, 1.0)
+    assert 215 < step < 235
+    patient = Guard(1.0, 0)
+    for step in range(500):
+        patient.check(step, 1.0 if step < 10 else 9.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def watched(source, tmp_path_factory) -> Path:
+    """A run with everything on, and with a stand-in for the package wandb that writes down what it is told."""
+    folder = tmp_path_factory.mktemp("watched")
+    (folder / "wandb.py").write_text(
+        "import json\n"
+        "def init(**settings):\n    return Run(settings)\n"
+        "class Run:\n"
+        f"    def __init__(self, settings):\n        self.out = open({str(folder / 'wandb.jsonl')!r}, 'w')\n"
+        "        self.log({'project': settings['project'], 'name': settings['name']}, step=0)\n"
+        "    def log(self, values, step):\n        print(json.dumps({'step': step, **values}), file=self.out)\n"
+        "    def finish(self):\n        self.out.close()\n"
+    )
+    import os
+
+    done = train("--data", source, *SMALL, "--steps", 24, "--run-dir", folder / "run", "--export-dir", "null",
+                 "--evaluation-steps", 8, "--sample-steps", 10, "--profile", "5-6", "--wandb", "tests",
+                 env={**os.environ, "PYTHONPATH": str(folder)})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_records_have_what_one_watches(watched):
+    records = [json.loads(line) for line in (watched / "run" / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        assert record["gradient_norm"] > 0 and record["learning_rate"] > 0
+    measured = [record for record in records if "validation_loss" in record]
+    assert [record["step"] for record in measured] == [8, 16, 24]
+    for record in measured:
+        assert record["validation_perplexity"] == pytest.approx(math.exp(record["validation_loss"]))
+        assert 0 < record["validation_bits_per_byte"] < 8
+    assert all(0 < record["flops_utilization"] < 1 for record in records[1:])
+    told = [json.loads(line) for line in (watched / "wandb.jsonl").read_text().splitlines()]
+    assert told[0] == {"step": 0, "project": "tests", "name": "run"}
+    assert told[1:] == records
+
+
+def test_samples_are_kept_by_step_and_the_profile_is_there(watched):
+    text = (watched / "run" / "samples.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## Step 10",
+        "## Step 20",
+        "## At the end",
+    ]
+    assert list((watched / "run" / "logs").rglob("*.xplane.pb"))
+
+
+def test_the_best_checkpoint_stays_beside_the_newest(watched):
+    folder = watched / "run" / "checkpoints"
+    states = [json.loads((path / "state.json").read_text()) for path in sorted(folder.iterdir())]
+    assert states[-1]["step"] == 24
+    assert 1 <= len(states) <= 3
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--profile", "5"], "--profile must be two steps"),
+    (["--profile", "9-5"], "--profile must be two steps"),
+    (["--wandb", "x"], "pip install wandb"),
+    (["--accumulate", "3", "--batch-size", "8"], "--accumulate 3 does not divide --batch-size 8"),
+    (["--ema", "1.0"], "--ema must be"),
+])  # fmt: skip
+def test_bad_options_are_one_line(arguments, message, tmp_path):
+    if arguments[0] == "--wandb" and "wandb" in sys.modules:
+        pytest.skip("wandb is installed")
+    done = train(*arguments, "--run-dir", tmp_path / "run", cwd=tmp_path)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert message in done.stderr
+
+
+def test_accumulation_rematerialization_and_averages_train(source, tmp_path):
+    done = train("--data", source, *SMALL, "--steps", 12, "--run-dir", tmp_path / "run", "--export-dir", "null",
+                 "--accumulate", 2, "--rematerialize", "--ema", 0.9, "--z-loss", 1e-4, "--label-smoothing", 0.1,
+                 "--dropout", 0.1, "--json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert records[-1]["loss"] < records[0]["loss"]
+    from safetensors.numpy import load_file
+
+    newest = max((tmp_path / "run" / "checkpoints").iterdir())
+    state = load_file(newest / "state.safetensors")
+    saved = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    averages = {name: value for name, value in state.items() if name.startswith("optimizer/") and "average" in name}
+    weights = [value for name, value in state.items() if name.startswith("model/") and "token_embedding" in name]
+    table = next(value for name, value in saved.items() if "embed_tokens" in name)
+    assert any(value.shape == table.shape and np.array_equal(value, table) for value in averages.values())
+    assert not np.array_equal(weights[0], table)
