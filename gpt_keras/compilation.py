@@ -144,7 +144,7 @@ class TransposedKernels:
     def __init__(self, model: keras.Model) -> None:
         self.copies: dict[int, Any] = {}
         self._variables = [variable for variable in model.variables if variable.path.endswith("/kernel")]
-        if 4 * sum(4 * int(np.prod(variable.shape)) for variable in self._variables) > _physical_memory():
+        if 4 * sum(4 * int(np.prod(variable.shape)) for variable in self._variables) > physical_memory():
             self._variables = []
         self._seen: Any = None
         self._products: Callable[[], Any] | None = None
@@ -193,8 +193,8 @@ class TransposedKernels:
         self._seen = seen
 
 
-def _physical_memory() -> float:
-    """Bytes; infinite where the system does not say."""
+def physical_memory() -> float:
+    """The machine's, in bytes; infinite where the system does not say."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

@@ -9,6 +9,7 @@ Run it again to go on after an interruption.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -31,6 +32,10 @@ def main(options: TrainOptions) -> None:
     console = Console(stderr=options.json)
     backend = choose_backend(options.backend)
     options.model_config()
+    if options.dry_run:
+        start_backend(backend)
+        show_estimate(options, console)
+        return
     check_data(options)
     if options.restart and options.run_dir.exists():
         say(console, f"{options.run_dir} is now {put_aside(options.run_dir)}")
@@ -55,6 +60,50 @@ def main(options: TrainOptions) -> None:
         show(summary, console)
     if options.json:
         print(json.dumps({"run": summary["run"], "metrics": summary["metrics"]}))
+
+
+def show_estimate(options: TrainOptions, console: Console) -> None:
+    """What the run would take."""
+    from gpt_keras.compilation import on_cpu, physical_memory
+    from gpt_keras.training.estimate import UTILIZATION, estimate
+    from gpt_keras.training.flops import measured_flops_per_second
+    from gpt_keras.training.precision import choose_precision
+
+    policy, why = choose_precision(options.precision)
+    speed = measured_flops_per_second("bfloat16" if policy == "mixed_bfloat16" else "float32")
+    config, found = options.model_config(), estimate(options, policy, speed)
+    total = found.state_bytes + found.activation_bytes
+    tokens = options.batch_size * config.context_length
+    rows = [
+        ("model", f"{config.num_layers} layers, width {config.hidden_dim}, {config.num_heads} heads, context "
+                  f"{config.context_length}, vocabulary {config.vocabulary_size:,}"),
+        ("parameters", f"{found.parameters:,}"),
+        ("step", f"{options.batch_size} x {config.context_length} = {tokens:,} tokens, learning rate "
+                 f"{options.learning_rate:.3g} ({options.optimizer})"),
+        ("tokens", f"{found.tokens:,} in {found.tokens // tokens:,} steps"),
+        ("arithmetic", f"{found.flops:.3g} FLOPs in {policy} ({why})"),
+        ("memory", f"{total / 1e9:.2f} GB: {found.state_bytes / 1e9:.2f} for weights, gradients and optimizer, "
+                   f"{found.activation_bytes / 1e9:.2f} for activations"),
+        ("time", f"{_duration(found.seconds)}, at {UTILIZATION:.0%} of the {speed / 1e9:,.0f} GFLOP/s that matrix "
+                 "products reach here"),
+    ]  # fmt: skip
+    if total > (there := physical_memory()) and on_cpu():
+        parts = "--accumulate with a divisor of the batch size, "
+        rows.insert(6, ("", f"this machine has {there / 1e9:.0f} GB: use {parts}--rematerialize, or a smaller batch"))
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, highlight=False)
+    if options.json:
+        metrics = {**dataclasses.asdict(found), "memory_bytes": total, "flops_per_second": speed}
+        print(json.dumps({"run": str(options.run_dir), "metrics": metrics}))
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400 * 365, "years"), (86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def show(summary: dict[str, Any], console: Console) -> None:

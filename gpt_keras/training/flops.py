@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -28,8 +29,28 @@ def training_flops_per_token(config: GPTConfig) -> float:
 
 
 def measured_flops_per_second(dtype: str, seconds: float = 0.5, size: int | None = None) -> float:
-    """What this machine's matrix products reach in `dtype`: the best of square products of `size`, for about
-    `seconds`. By default 1024 on a CPU and 8192 elsewhere."""
+    """What this machine's matrix products reach in `dtype`; see `compare_products`."""
+    return compare_products((dtype,), seconds, size)[dtype]
+
+
+def compare_products(dtypes: Sequence[str], seconds: float = 0.5, size: int | None = None) -> dict[str, float]:
+    """Floating-point operations a second in each dtype: the best of square products of `size`, by default 1024 on a CPU
+    and 8192 elsewhere, in turns, so that what else the machine does meanwhile strikes all alike."""
+    products = {dtype: _product(dtype, size) for dtype in dtypes}
+    best = dict.fromkeys(dtypes, 0.0)
+    start = time.perf_counter()
+    rounds = 0
+    while rounds < 3 or time.perf_counter() - start < seconds:
+        rounds += 1
+        for dtype, (run, operations) in products.items():
+            begin = time.perf_counter()
+            run()
+            best[dtype] = max(best[dtype], operations / (time.perf_counter() - begin))
+    return best
+
+
+def _product(dtype: str, size: int | None) -> tuple[Callable[[], None], float]:
+    """A product that has run once, and its operations."""
     if keras.backend.backend() == "jax":
         import jax
 
@@ -51,9 +72,4 @@ def measured_flops_per_second(dtype: str, seconds: float = 0.5, size: int | None
             np.asarray(tf.cast(multiply(y, y)[0, 0], tf.float32))
 
     run()
-    best, start = float("inf"), time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        begin = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - begin)
-    return 2.0 * size**3 / best
+    return run, 2.0 * size**3

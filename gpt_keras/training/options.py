@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from gpt_keras.config import GPTConfig
 from gpt_keras.data.errors import InputError
+from gpt_keras.training.scaling import scaled
 
 
 @dataclass
@@ -22,6 +23,8 @@ class TrainOptions:
         validation: What to hold out: auto, a fraction of the bytes such as 0.05, or tail:0.1.
         tokenizer: A tokenizer.model to use instead of training one on the data.
         vocabulary_size: Pieces of the tokenizer; the preset's number by default.
+        depth: One dial instead of a shape and a budget: so many layers, and width, heads, context, batch, learning
+            rate and steps by published rules (gpt_keras.training.scaling), each unless it is given.
         preset: The model's shape, by name (gpt_keras.config.PRESETS).
         context_length: Tokens of context; the preset's number by default.
         num_layers: Decoder blocks; the preset's number by default.
@@ -31,11 +34,11 @@ class TrainOptions:
         dropout: Dropout rate; the preset's rate by default.
         steps: Train for this many optimizer steps.
         minutes: Train for this many minutes; 5.5 where no steps are given.
-        batch_size: Windows of context_length tokens in a step.
+        batch_size: Windows of context_length tokens in a step; 8 without depth.
         mask_documents: No token sees another document of its window, and positions restart with every document.
         optimizer: muon (for matrices, Adam for the rest) or adamw.
-        learning_rate: Peak learning rate; for muon, that of the matrices.
-        adam_ratio: With muon, Adam's learning rate as a share of learning_rate.
+        learning_rate: Peak learning rate; for muon, that of the matrices; 0.02 without depth.
+        adam_ratio: With muon, Adam's learning rate as a share of learning_rate; 0.3 without depth.
         weight_decay: Decoupled weight decay, on matrices only.
         schedule: Learning rate over the run: wsd, cosine or linear.
         warmup_steps: Steps over which the learning rate rises.
@@ -61,6 +64,7 @@ class TrainOptions:
         spike_steps: How many steps in a row a spike may last before the run stops; 0 for ever.
         run_dir: Where everything of this run goes.
         export_dir: TF Serving's base path, where the trained model is exported under the run's name; null to skip.
+        dry_run: Only show what the run would take: parameters, memory, arithmetic, tokens, time.
         restart: Put an existing run of that name aside and start from nothing.
         json: Print one JSON object as the last line.
 
@@ -73,6 +77,7 @@ class TrainOptions:
     validation: str = "auto"
     tokenizer: Path | None = None
     vocabulary_size: int | None = None
+    depth: int | None = None
     preset: str = "micro"
     context_length: int | None = None
     num_layers: int | None = None
@@ -82,11 +87,11 @@ class TrainOptions:
     dropout: float | None = None
     steps: int | None = None
     minutes: float | None = None
-    batch_size: int = 8
+    batch_size: int = None  # type: ignore[assignment]  # these three follow from others where they are not given
     mask_documents: bool = False
     optimizer: Literal["muon", "adamw"] = "muon"
-    learning_rate: float = 0.02
-    adam_ratio: float = 0.3
+    learning_rate: float = None  # type: ignore[assignment]
+    adam_ratio: float = None  # type: ignore[assignment]
     weight_decay: float = 0.01
     schedule: Literal["wsd", "cosine", "linear"] = "wsd"
     warmup_steps: int = 20
@@ -112,6 +117,7 @@ class TrainOptions:
     spike_steps: int = 200
     run_dir: Path = Path("runs/default")
     export_dir: Path | None = Path("saved_models")
+    dry_run: bool = False
     restart: bool = False
     json: bool = False
 
@@ -120,6 +126,11 @@ class TrainOptions:
             self.data = [self.data]
         if self.steps is not None and self.minutes is not None:
             raise InputError("give --steps or --minutes, not both")
+        if self.depth is not None:
+            self._scale(self.depth)
+        for name, value in (("batch_size", 8), ("learning_rate", 0.02), ("adam_ratio", 0.3)):
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         if self.steps is None and self.minutes is None:
             self.minutes = 5.5
         positive = ("batch_size", "accumulate", "learning_rate", "adam_ratio", "checkpoint_minutes", "keep_checkpoints")
@@ -156,6 +167,23 @@ class TrainOptions:
                 )
         if not 0.0 <= self.decay <= 1.0:
             raise InputError(f"--decay must be from 0 to 1, not {self.decay}")
+
+    def _scale(self, depth: int) -> None:
+        """Fill what was not given by the rules for a depth."""
+        if not 1 <= depth <= 200:
+            raise InputError(f"--depth must be from 1 to 200, not {depth}")
+        rules = scaled(depth)
+        shape = {"num_layers": depth, "context_length": rules.context_length, "hidden_dim": rules.hidden_dim}
+        shape |= {"num_heads": rules.num_heads, "intermediate_dim": rules.intermediate_dim}
+        training = {"learning_rate": rules.learning_rate, "adam_ratio": 1.0}
+        for name, value in (shape | training).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        assert self.context_length is not None
+        if self.batch_size is None:
+            self.batch_size = max(1, round(rules.batch_tokens / self.context_length))
+        if self.steps is None and self.minutes is None:
+            self.steps = max(1, round(rules.tokens / (self.batch_size * self.context_length)))
 
     def model_config(self, vocabulary_size: int | None = None) -> GPTConfig:
         """The preset with the shape fields that were given laid over it, and the tokenizer's vocabulary.
@@ -195,5 +223,5 @@ SHAPE = (
 FIXED = ("data", "text_key", "validation", "tokenizer", "optimizer")
 """Options of a run that cannot change when it goes on; nor can the model's shape."""
 
-UNTOLD = ("restart", "json", "run_dir", "export_dir")
+UNTOLD = ("dry_run", "restart", "json", "run_dir", "export_dir")
 """Options that change nothing in training."""

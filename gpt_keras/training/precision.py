@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any
-
 import keras
-import numpy as np
+
+from gpt_keras.training.flops import compare_products
 
 
 def choose_precision(wanted: str) -> tuple[str, str]:
@@ -26,21 +24,7 @@ def choose_precision(wanted: str) -> tuple[str, str]:
 
     if tf.config.list_physical_devices("GPU"):
         return "mixed_bfloat16", "a GPU was found"
-    narrow, wide = _product_seconds(tf.bfloat16), _product_seconds(tf.float32)
-    ratio = wide / narrow
+    speed = compare_products(("bfloat16", "float32"))
+    ratio = speed["bfloat16"] / speed["float32"]
     # Half the memory traffic comes on top of a faster product; the casts around it cost some of it.
     return ("mixed_bfloat16" if ratio > 1.1 else "float32"), f"a bfloat16 matrix product is {ratio:.1f} x as fast here"
-
-
-def _product_seconds(dtype: Any, size: int = 768) -> float:
-    """Seconds of one product of two square matrices: the fastest of several."""
-    import tensorflow as tf
-
-    a = tf.cast(tf.random.stateless_normal((size, size), seed=(1, 2)), dtype)
-    product = tf.function(lambda x: tf.matmul(x, x))
-    seconds = []
-    for _ in range(6):
-        start = time.perf_counter()
-        np.asarray(tf.cast(product(a)[0, 0], tf.float32))
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])

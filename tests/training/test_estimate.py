@@ -1,0 +1,74 @@
+"""The one dial, the dry run, and the choice of arithmetic."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from gpt_keras.data.errors import InputError
+from gpt_keras.model import GPT
+from gpt_keras.training.options import TrainOptions
+from gpt_keras.training.precision import choose_precision
+from gpt_keras.training.scaling import scaled
+
+from .test_train import train
+
+
+def test_depth_sets_everything_that_is_not_given():
+    options = TrainOptions(depth=6)
+    config = options.model_config()
+    assert (config.num_layers, config.hidden_dim, config.num_heads, config.head_dim) == (6, 384, 6, 64)
+    rules = scaled(6)
+    tokens_per_step = options.batch_size * config.context_length
+    assert tokens_per_step == pytest.approx(rules.batch_tokens, rel=0.02)
+    assert options.steps * tokens_per_step == pytest.approx(rules.tokens, rel=0.02)
+    assert options.learning_rate == rules.learning_rate
+    given = TrainOptions(depth=6, batch_size=3, learning_rate=0.5, context_length=64, minutes=1)
+    assert (given.batch_size, given.learning_rate, given.context_length, given.steps) == (3, 0.5, 64, None)
+
+
+def test_the_rules_are_those_of_the_papers():
+    """A model of 85 million parameters beside its embedding, on 20 tokens each: 8.7e17 operations."""
+    rules = scaled(12)
+    parameters = rules.tokens / 20
+    assert parameters == pytest.approx(12 * 12 * 768**2, rel=0.01)
+    operations = 6 * parameters * rules.tokens
+    assert np.log(rules.learning_rate / 0.3118) / np.log(operations) == pytest.approx(-0.1250)
+    assert np.log(rules.batch_tokens / 0.2920) / np.log(operations) == pytest.approx(0.3271, abs=1e-4)
+    depths = [scaled(depth) for depth in range(1, 40)]
+    assert all(a.learning_rate > b.learning_rate and a.tokens < b.tokens for a, b in itertools.pairwise(depths))
+
+
+@pytest.mark.parametrize("depth", [0, -3, 5000])
+def test_an_absurd_depth_is_refused(depth):
+    with pytest.raises(InputError, match="--depth must be from 1 to 200"):
+        TrainOptions(depth=depth)
+
+
+@pytest.mark.parametrize("arguments", [["--preset", "nano", "--steps", "5"], ["--depth", "2", "--optimizer", "adamw"]])
+def test_a_dry_run_only_tells(arguments, tmp_path):
+    done = train(*arguments, "--dry-run", "--json", "--run-dir", tmp_path / "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads(done.stdout.splitlines()[-1])["metrics"]
+    options = TrainOptions(**{k.removeprefix("--"): int(v) if v.isdigit() else v for k, v in
+                              zip(arguments[::2], arguments[1::2], strict=True)})  # fmt: skip
+    model = GPT(options.model_config())
+    assert metrics["parameters"] == model.count_params()
+    assert metrics["tokens"] == options.steps * options.batch_size * model.config.context_length
+    assert 0 < metrics["memory_bytes"] < 1e12 and metrics["seconds"] > 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_rematerialization_and_parts_are_in_the_estimate(tmp_path):
+    sizes = []
+    for more in ([], ["--accumulate", 8], ["--rematerialize"]):
+        done = train("--preset", "gpt2", "--steps", 2, "--dry-run", "--json", *more, cwd=tmp_path)
+        sizes.append(json.loads(done.stdout.splitlines()[-1])["metrics"]["activation_bytes"])
+    assert sizes[1] < sizes[0] / 4 and sizes[2] < sizes[0] / 4
+
+
+def test_the_choice_of_arithmetic_says_why():
+    policy, why = choose_precision("auto")
+    assert policy in ("float32", "mixed_bfloat16") and why
+    assert choose_precision("float32") == ("float32", "as asked")
