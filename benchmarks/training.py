@@ -3,13 +3,15 @@
     python -m benchmarks.training [--case small|gpt2|gpt2-1024] [--systems NAME,...] [--quick] [--json]
 
 Every system trains the same shape on the same random tokens with AdamW and clipping, each in a process of its own, in
-turns; the figure is the fastest of all its steps after the first three. A system whose packages are not installed is
+turns; the figures are the fastest of its steps after the first three, and the process's peak memory. A system whose packages are not installed is
 named and left out. Needs the extra `test`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import resource
 import sys
 
 from benchmarks import report
@@ -28,10 +30,12 @@ def main() -> None:
     options = parser.parse_args()
     turns, steps = (1, 4) if options.quick else (options.turns, options.steps)
     if options.system:
-        print(min(SYSTEMS[options.system].measure(CASES[options.case], steps)))
+        seconds = min(SYSTEMS[options.system].measure(CASES[options.case], steps))
+        print(json.dumps({"seconds": seconds, "bytes": peak_memory()}))
         return
     wanted = [name for name in SYSTEMS if name.startswith(tuple(options.systems.split(",")))]
     best: dict[str, float] = {}
+    memory: dict[str, float] = {}
     left_out: dict[str, str] = {}
     for _ in range(turns):
         for name in wanted:
@@ -45,17 +49,31 @@ def main() -> None:
                 line = report.in_own_process("benchmarks.training", arguments, SYSTEMS[name].environment)
             except report.SystemFailedError as error:
                 sys.exit(f"{name}: {error}")
-            best[name] = min(best.get(name, float("inf")), 1000 * float(line))
+            found = json.loads(line)
+            best[name] = min(best.get(name, float("inf")), 1000 * found["seconds"])
+            memory[name] = found["bytes"] / 1e9
     case = CASES[options.case]
     tokens = case.batch_size * case.config.context_length
     peer = min((value for name, value in best.items() if not name.startswith("gpt_keras")), default=float("nan"))
-    rows = [[name, f"{ms:.0f}", f"{1000 * tokens / ms:,.0f}", f"{peer / ms:.2f}x"] for name, ms in best.items()]
+    rows = [
+        [name, f"{ms:.0f}", f"{1000 * tokens / ms:,.0f}", f"{peer / ms:.2f}x", f"{memory[name]:.2f}"]
+        for name, ms in best.items()
+    ]
     title = f"step of {case.batch_size} x {case.config.context_length} tokens"
-    report.print_table([[title, "ms", "tokens/s", "of the fastest peer"], *rows, *map(list, left_out.items())])
+    report.print_table(
+        [[title, "ms", "tokens/s", "of the fastest peer", "peak memory, GB"], *rows, *map(list, left_out.items())]
+    )
     if options.json:
         words = f"training step, {options.case}"
         results = [report.result(name, words, ms, "ms") for name, ms in best.items()]
+        results += [report.result(name, f"peak memory, {words}", size, "GB") for name, size in memory.items()]
         report.print_json("training", results, ("keras", "tensorflow", "jax", "torch", "keras-hub"))
+
+
+def peak_memory() -> int:
+    """Most resident memory that this process has had, in bytes."""
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else 1024 * size
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def _fit(model: Any, case: Case, steps: int) -> list[float]:
     return np.diff(ends)[WARM_UP:].tolist()
 
 
-def gpt_keras(precision: str) -> Measure:
+def gpt_keras(precision: str, rematerialize: bool = False) -> Measure:
     def measure(case: Case, steps: int) -> list[float]:
         from gpt_keras.model import GPT
         from gpt_keras.training.loss import NextTokenLoss
@@ -106,6 +106,7 @@ def gpt_keras(precision: str) -> Measure:
         from gpt_keras.training.precision import choose_precision
 
         model = GPT(case.config, dtype=choose_precision(precision)[0])
+        model.rematerialize = rematerialize
         options = TrainOptions(optimizer="adamw", learning_rate=LEARNING_RATE)
         model.compile(make_optimizer(options), NextTokenLoss(), jit_compile="auto")
         return _fit(model, case, steps)
@@ -239,6 +240,7 @@ SYSTEMS = {
     "gpt_keras tensorflow auto": System(gpt_keras("auto"), ("tensorflow",), TENSORFLOW),
     "gpt_keras tensorflow mixed_bfloat16": System(gpt_keras("mixed_bfloat16"), ("tensorflow",), TENSORFLOW),
     "gpt_keras tensorflow float32": System(gpt_keras("float32"), ("tensorflow",), TENSORFLOW),
+    "gpt_keras tensorflow rematerialized": System(gpt_keras("auto", True), ("tensorflow",), TENSORFLOW),
     "gpt_keras jax auto": System(gpt_keras("auto"), ("jax", "tensorflow"), JAX),
     "keras_hub tensorflow mixed_bfloat16": System(keras_hub("mixed_bfloat16"), ("keras_hub", "tensorflow"), TENSORFLOW),
     "keras layers mixed_bfloat16": System(keras_layers("mixed_bfloat16", False), ("tensorflow",), TENSORFLOW),

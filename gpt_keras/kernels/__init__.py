@@ -246,7 +246,6 @@ def attention_probabilities(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
     return masked_softmax(ops.reshape(scores, (batch, heads, length, slots)), mask)
 
 
-@_choose
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     """Softmax of `scores` [batch, heads, length, slots] where `mask` [batch or 1, length, slots] is true, 0 elsewhere.
 

@@ -304,28 +304,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 @_compiled
-def _masked_softmax_forward(scores: Tensor, mask: Tensor) -> Tensor:
-    wide = tf.where(mask[:, None], tf.cast(scores, F32), -1e30)
-    exponents = tf.exp(wide - tf.reduce_max(wide, -1, keepdims=True))
-    return tf.cast(exponents / tf.reduce_sum(exponents, -1, keepdims=True), scores.dtype)
-
-
-@_compiled
-def _masked_softmax_backward(probabilities: Tensor, upstream: Tensor) -> Tensor:
-    wide, upstream = tf.cast(probabilities, F32), tf.cast(upstream, F32)
-    return tf.cast(wide * (upstream - tf.reduce_sum(wide * upstream, -1, keepdims=True)), probabilities.dtype)
-
-
-def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    @tf.custom_gradient
-    def function(scores: Tensor) -> Any:
-        probabilities = _masked_softmax_forward(scores, mask)
-        return probabilities, lambda upstream: _masked_softmax_backward(probabilities, upstream)
-
-    return function(scores)
-
-
-@_compiled
 def _cross_entropy_forward(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     wide = tf.cast(logits, F32)
     largest = tf.reduce_max(wide, -1, keepdims=True)
@@ -363,7 +341,6 @@ KERNELS: dict[str, Callable[..., Any]] = {
         project_heads,
         causal_attention,
         rotate,
-        masked_softmax,
         cross_entropy,
     )
 }
