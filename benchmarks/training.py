@@ -3,8 +3,8 @@
     python -m benchmarks.training [--case small|gpt2|gpt2-1024] [--systems NAME,...] [--quick] [--json]
 
 Every system trains the same shape on the same random tokens with AdamW and clipping, each in a process of its own, in
-turns; the figures are the fastest of its steps after the first three, and the process's peak memory. A system whose packages are not installed is
-named and left out. Needs the extra `test`.
+turns; the figures are the fastest of its steps after the first three, and the process's peak memory. A system whose
+packages are not installed is named and left out. Needs the extra `test`.
 """
 
 from __future__ import annotations
