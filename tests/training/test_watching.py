@@ -2,15 +2,16 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gpt_keras.config import PRESETS, GPTConfig
+from gpt_keras.data.errors import InputError
 from gpt_keras.training.callbacks import DivergedError, Guard
 from gpt_keras.training.flops import measured_flops_per_second, training_flops_per_token
+from gpt_keras.training.options import TrainOptions
 
 from .test_train import SMALL, train
 
@@ -114,16 +115,19 @@ def test_the_best_checkpoint_stays_beside_the_newest(watched):
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--profile", "5"], "--profile must be two steps"),
     (["--profile", "9-5"], "--profile must be two steps"),
-    (["--wandb", "x"], "pip install wandb"),
     (["--accumulate", "3", "--batch-size", "8"], "--accumulate 3 does not divide --batch-size 8"),
     (["--ema", "1.0"], "--ema must be"),
 ])  # fmt: skip
 def test_bad_options_are_one_line(arguments, message, tmp_path):
-    if arguments[0] == "--wandb" and "wandb" in sys.modules:
-        pytest.skip("wandb is installed")
     done = train(*arguments, "--run-dir", tmp_path / "run", cwd=tmp_path)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
     assert message in done.stderr
+
+
+def test_logging_to_wandb_without_the_package_is_refused(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install wandb"):
+        TrainOptions(wandb="x")
 
 
 def test_accumulation_rematerialization_and_averages_train(source, tmp_path):
