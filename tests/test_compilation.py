@@ -82,7 +82,7 @@ def test_what_has_not_changed_is_not_copied_again(model):
 
 def test_a_model_too_large_for_copies_gives_the_same(model, monkeypatch):
     expected = two_steps(Decoder(model))
-    monkeypatch.setattr(compilation, "_physical_memory", lambda: 1000)
+    monkeypatch.setattr(compilation, "physical_memory", lambda: 1000)
     decoder = Decoder(model)
     np.testing.assert_allclose(two_steps(decoder), expected, atol=1e-5)
     assert not compilation.TransposedKernels(model).copies
