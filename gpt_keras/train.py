@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from rich.text import Text
 from gpt_keras import command
 from gpt_keras.backend import choose_backend, start_backend
 from gpt_keras.training.options import TrainOptions
+from gpt_keras.training.processes import LostProcessError, end, join, leave, meet, processes, telling_of_lost_ones
 from gpt_keras.training.run_folder import check_data, check_options, finished_summary, prepare_run, put_aside, say
 
 PROGRAM = "python -m gpt_keras.train"
@@ -36,12 +38,26 @@ def main(options: TrainOptions) -> None:
         start_backend(backend)
         show_estimate(options, console)
         return
-    check_data(options)
-    if options.restart and options.run_dir.exists():
-        say(console, f"{options.run_dir} is now {put_aside(options.run_dir)}")
-    check_options(options)
+    if join(options.coordinator, options.processes, options.process, backend) and not processes().first:
+        console = Console(quiet=True)
+    with telling_of_lost_ones():
+        _run(options, backend, console)
+
+
+def _run(options: TrainOptions, backend: str, console: Console) -> None:
+    """Prepare, train and tell. What is on disk the first process prepares, and then meets the others."""
+    if processes().first:
+        check_data(options)
+        if options.restart and options.run_dir.exists():
+            say(console, f"{options.run_dir} is now {put_aside(options.run_dir)}")
+        check_options(options)
+    else:
+        meet()
     summary = finished_summary(options)
     if summary is not None:
+        if processes().first:
+            meet()
+        leave()
         show(summary, console)
         say(console, f"\n{options.run_dir} holds this finished run; nothing was done.")
         where = "" if options.run_dir == TrainOptions.run_dir else f" --run-dir {options.run_dir}"
@@ -53,12 +69,15 @@ def main(options: TrainOptions) -> None:
         )
     else:
         prepared = prepare_run(options, console)
+        if processes().first:
+            meet()
         start_backend(backend)
         from gpt_keras.training.run import TrainingRun
 
         summary = TrainingRun(options, console, prepared).execute()
-        show(summary, console)
-    if options.json:
+        if summary is not None:
+            show(summary, console)
+    if options.json and summary is not None:
         print(json.dumps({"run": summary["run"], "metrics": summary["metrics"]}))
 
 
@@ -151,7 +170,19 @@ def _exported(summary: dict[str, Any]) -> str:
 
 
 def cli() -> int:
-    return command.run(main, TrainOptions, PROGRAM)
+    try:
+        return end(command.run(main, TrainOptions, PROGRAM))
+    except LostProcessError as error:
+        print(
+            f"error: another process of this run is gone ({error}); start all of them again to go on from the last "
+            "checkpoint",
+            file=sys.stderr,
+        )
+    except Exception:
+        if processes().count == 1:
+            raise
+        traceback.print_exc()
+    return end(1)
 
 
 if __name__ == "__main__":

@@ -41,10 +41,13 @@ class HeldOutScorer:
         model: The model, whose weights may change between scores.
         corpus: Prepared with the model's tokenizer.
         batch_size: Windows at a time.
+        place: What brings a batch to the model's devices.
     """
 
-    def __init__(self, model: GPT, corpus: Corpus | Mixture, batch_size: int) -> None:
-        self._corpus, self._batch_size = corpus, batch_size
+    def __init__(
+        self, model: GPT, corpus: Corpus | Mixture, batch_size: int, place: Callable[[Any], Any] = lambda batch: batch
+    ) -> None:
+        self._corpus, self._batch_size, self._place = corpus, batch_size, place
         self._context = model.config.context_length
         self._loss: Callable[..., Any] = compile_for(model, lambda *batch: _summed_loss(model, *batch))
 
@@ -54,9 +57,9 @@ class HeldOutScorer:
         With a limit, `bits_per_byte` takes the bytes of a token from the whole split's average.
         """
         nats = tokens = 0.0
-        for token_ids, targets, weights in validation_windows(self._corpus, self._context, self._batch_size, limit):
-            nats += float(np.asarray(self._loss(token_ids, targets, weights)))
-            tokens += float(weights.sum())
+        for batch in validation_windows(self._corpus, self._context, self._batch_size, limit):
+            nats += float(np.asarray(self._loss(*self._place(batch))))
+            tokens += float(batch[2].sum())
             report(int(tokens))
         split = self._corpus.splits["validation"]
         size = split["bytes"] * tokens / (split["tokens"] - split["documents"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from gpt_keras.training import checkpoint
+from gpt_keras.training import checkpoint, processes
 from gpt_keras.training.options import TrainOptions
 from gpt_keras.training.schedule import learning_rate_factor
 
@@ -113,7 +113,7 @@ class Pace(keras.callbacks.Callback):
         self.step += 1
         if self._started is None:
             self._started = time.perf_counter()
-        self.seconds = self._before + time.perf_counter() - self._started
+        self.seconds = processes.largest([self._before + time.perf_counter() - self._started])[0]
         self._guard.check(self.step, loss, logs.get("gradient_norm", 0.0))
         if self.progress >= 1.0:
             self.model.stop_training = True
@@ -136,7 +136,7 @@ class Checkpoint(keras.callbacks.Callback):
         super().__init__()
         self.pace, self.writer, self.minutes, self.steps = pace, writer, minutes, steps
         self._best = checkpoint.best_validation_loss(folder)
-        self._last = time.perf_counter()
+        self._last = pace.seconds
         self._saved_step = -1
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -155,12 +155,14 @@ class Checkpoint(keras.callbacks.Callback):
             self._saved_step = self.pace.step
         if self.pace.validation_loss is not None:
             self._best = min(self._best, self.pace.validation_loss)
-        self._last = time.perf_counter()
+        self._last = self.pace.seconds
 
     def _due(self) -> bool:
         if self.steps is not None:
             return self.pace.step % self.steps == 0
-        return time.perf_counter() - self._last >= 60.0 * self.minutes and not self.writer.busy
+        if self.pace.seconds - self._last < 60.0 * self.minutes:  # the same in all processes
+            return False
+        return not processes.largest([self.writer.busy])[0]
 
 
 class StopBetweenSteps(keras.callbacks.Callback):
@@ -188,7 +190,7 @@ class StopBetweenSteps(keras.callbacks.Callback):
             signal.signal(kind, handler)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if self._asked:
+        if processes.largest([self._asked])[0]:  # wherever it was asked, all stop behind the same step
             self.stopped = True
             raise KeyboardInterrupt
 

@@ -1,20 +1,25 @@
 """Checkpoints: a model's and its optimizer's variables with how far the run is, whole or absent.
 
-    checkpoints/step_00001000/  state.safetensors  state.json (step, seconds, validation loss, SHA-256 of the tensors)
+    checkpoints/step_00001000/  state-00000-of-00002.safetensors  (one for each process, of what its devices hold)
+                                state.json  (step, seconds, validation loss, SHA-256 of each file)
+
+A tensor of the files is a part of a variable: NAME@START,START,... says where its first element goes.
 
 They are written beside the training, by a thread. The newest whole one is used; a damaged one is passed over with a
-warning. The same files serve both backends.
+warning. The same files serve both backends, any mesh of devices and any number of processes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import re
 import shutil
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,15 +27,15 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from gpt_keras.data.errors import InputError
-from gpt_keras.data.files import sweep, whole_folder
+from gpt_keras.data.files import PARTIAL, readable, sweep, whole_file, whole_folder
+from gpt_keras.training.processes import Processes, largest, processes
+from gpt_keras.training.tensor_files import StoredTensors, write_tensors
 
-_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
-           "uint64": "U64", "uint32": "U32", "uint8": "U8", "bool": "BOOL"}  # fmt: skip
+_OTHERS_SECONDS = 600.0
+"""How long the first process waits for the others' parts."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,8 @@ class CheckpointWriter:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         try:
             write_checkpoint(tensors, self._folder, progress)
-            self._remove_old()
+            if processes().first:
+                self._remove_old()
         except InputError as error:
             self._warn(f"no checkpoint of step {progress.step}: {error}")
 
@@ -118,14 +124,60 @@ def snapshot(model: keras.Model) -> dict[str, Any]:
 def write_checkpoint(tensors: dict[str, Any], folder: Path, progress: Progress) -> Path:
     """Write `folder/step_N`, whole or not at all, in one pass over the values.
 
+    Every process writes its part; the first one waits for the others' and puts the whole in place.
+
     Raises:
-        InputError: The disk is full, or the folder cannot be written.
+        InputError: The disk is full, or the folder cannot be written, or another process wrote nothing.
     """
     path = folder / f"step_{progress.step:08d}"
-    with whole_folder(path) as partial:
-        sha256 = _write_tensors(tensors, partial / "state.safetensors")
-        (partial / "state.json").write_text(json.dumps({**asdict(progress), "sha256": sha256}) + "\n", "utf-8")
+    run = processes()
+    if run.count == 1:
+        with whole_folder(path) as partial:
+            _write_state(partial, progress, {_part(0, 1): write_tensors(tensors, partial / _part(0, 1))})
+        return path
+    shared = folder / f"{path.name}{PARTIAL}all"
+    try:
+        if not run.first:
+            shared.mkdir(parents=True, exist_ok=True)
+            _write_part(tensors, shared, run)
+            return path
+        with whole_folder(path) as partial:
+            shared.mkdir(parents=True, exist_ok=True)
+            _write_part(tensors, shared, run)
+            names = [_part(index, run.count) for index in range(run.count)]
+            _wait_for([shared / f"{name}.sha256" for name in names])
+            sums = {name: (shared / f"{name}.sha256").read_text("utf-8") for name in names}
+            for name in names:
+                os.replace(shared / name, partial / name)
+            shutil.rmtree(shared)
+            _write_state(partial, progress, sums)
+    except OSError as error:
+        raise readable(error, path) from error
     return path
+
+
+def _part(index: int, count: int) -> str:
+    return f"state-{index:05d}-of-{count:05d}.safetensors"
+
+
+def _write_part(tensors: dict[str, Any], shared: Path, run: Processes) -> None:
+    """This process's file, and behind it, when it is whole, its checksum."""
+    name = _part(run.index, run.count)
+    sha256 = write_tensors(tensors, shared / name)
+    with whole_file(shared / f"{name}.sha256") as partial:
+        partial.write_text(sha256, "utf-8")
+
+
+def _wait_for(files: list[Path]) -> None:
+    deadline = time.monotonic() + _OTHERS_SECONDS
+    while missing := [file for file in files if not file.exists()]:
+        if time.monotonic() > deadline:
+            raise InputError(f"{missing[0].stem} did not come: do all processes see {missing[0].parent}?")
+        time.sleep(0.05)
+
+
+def _write_state(partial: Path, progress: Progress, sums: dict[str, str]) -> None:
+    (partial / "state.json").write_text(json.dumps({**asdict(progress), "sha256": sums}) + "\n", "utf-8")
 
 
 def newest_step(folder: Path) -> int | None:
@@ -157,32 +209,54 @@ def restore_checkpoint(model: keras.Model, folder: Path) -> Progress:
     Raises:
         InputError: The checkpoint is of another model or optimizer.
     """
-    if folder.is_dir():
+    if folder.is_dir() and processes().first:
         sweep(folder)
+    newest = _newest_whole(folder) if processes().first else -1
+    step = int(largest([newest])[0])
+    if step < 0:
+        return Progress()
+    path = folder / f"step_{step:08d}"
+    state = json.loads((path / "state.json").read_text("utf-8"))
+    with StoredTensors(path) as stored:
+        _assign(model, stored, path)
+    return Progress(step, float(state["seconds"]), state.get("validation_loss"))
+
+
+def _newest_whole(folder: Path) -> int:
+    """The step of the newest checkpoint whose contents match their checksums; -1 where there is none."""
     for path in _newest_first(folder):
         try:
             state = json.loads((path / "state.json").read_text("utf-8"))
-            if _sha256(path / "state.safetensors") != state["sha256"]:
-                raise ValueError("its contents do not match their checksum")
-            tensors = load_file(path / "state.safetensors")
-            progress = Progress(int(state["step"]), float(state["seconds"]), state.get("validation_loss"))
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            warnings.warn(f"{path}: damaged checkpoint passed over ({error})", stacklevel=2)
-            continue
-        _assign(model, tensors, path)
-        return progress
-    return Progress()
+            step, _ = int(state["step"]), float(state["seconds"])
+            for name, sha256 in state["sha256"].items():
+                if _sha256(path / name) != sha256:
+                    raise ValueError("its contents do not match their checksum")
+            with StoredTensors(path):
+                return step
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            warnings.warn(f"{path}: damaged checkpoint passed over ({error})", stacklevel=3)
+    return -1
 
 
-def _assign(model: keras.Model, tensors: dict[str, np.ndarray], path: Path) -> None:
+def _assign(model: keras.Model, stored: StoredTensors, path: Path) -> None:
     variables = _variables(model)
-    for name in variables.keys() ^ tensors.keys():
+    for name in variables.keys() ^ stored.shapes.keys():
         raise InputError(f"{path}: belongs to another model or optimizer ({name} differs); use another --run-dir")
     for name, variable in variables.items():
-        if tuple(variable.shape) != tensors[name].shape:
-            raise InputError(f"{path}: {name} has shape {tensors[name].shape}, the model's is {tuple(variable.shape)}")
+        shape, expected = stored.shapes[name], tuple(variable.shape)
+        if shape != expected:
+            raise InputError(f"{path}: {name} has shape {shape}, the model's is {expected}")
     for name, variable in variables.items():
-        variable.assign(tensors[name])
+        if keras.backend.backend() == "jax" and variable.value.sharding.num_devices > 1:
+            import jax
+
+            read = functools.partial(stored.read, name)
+            dtype = variable.value.dtype
+            variable.assign(
+                jax.make_array_from_callback(tuple(variable.shape), variable.value.sharding, read, dtype=dtype)
+            )
+        else:
+            variable.assign(stored.read(name))
 
 
 def _variables(model: keras.Model) -> dict[str, Any]:
@@ -211,41 +285,6 @@ def _validation_loss(path: Path) -> float | None:
         return None if loss is None else float(loss)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _write_tensors(tensors: dict[str, Any], path: Path) -> str:
-    """Write a safetensors file; its SHA-256.
-
-    The library's own writer copies everything twice and keeps Python's lock meanwhile, which would hold up training.
-    The format: https://github.com/huggingface/safetensors#format.
-    """
-    header: dict[str, Any] = {}
-    offset = 0
-    for name, tensor in tensors.items():
-        size = int(np.prod(tensor.shape)) * _dtype(tensor).itemsize
-        header[name] = {
-            "dtype": _DTYPES[_dtype(tensor).name],
-            "shape": [int(n) for n in tensor.shape],
-            "data_offsets": [offset, offset + size],
-        }
-        offset += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
-    with open(path, "wb") as stream:
-        for part in (len(text).to_bytes(8, "little"), text):
-            stream.write(part)
-            digest.update(part)
-        for tensor in tensors.values():
-            raw = np.ascontiguousarray(np.asarray(tensor)).reshape(-1).view(np.uint8).data
-            stream.write(raw)
-            digest.update(raw)
-    return digest.hexdigest()
-
-
-def _dtype(tensor: Any) -> np.dtype:
-    dtype = tensor.dtype
-    return np.dtype(getattr(dtype, "as_numpy_dtype", dtype))
 
 
 def _sha256(path: Path) -> str:

@@ -42,8 +42,7 @@ def estimate(options: TrainOptions, policy: str, flops_per_second: float) -> Est
         flops_per_second: What matrix products reach here in that dtype (`measured_flops_per_second`).
     """
     config = options.model_config()
-    sizes = {path: math.prod(shape) for path, shape in config.weight_shapes()}
-    parameters = sum(sizes.values())
+    parameters = sum(math.prod(shape) for _, shape in config.weight_shapes())
     tokens_per_step = options.batch_size * config.context_length
     per_token = training_flops_per_token(config)
     speed = UTILIZATION * flops_per_second / per_token
@@ -59,13 +58,14 @@ def estimate(options: TrainOptions, policy: str, flops_per_second: float) -> Est
         tokens,
         tokens * per_token,
         seconds,
-        _state_bytes(options, sizes, policy),
+        state_bytes(options, config, policy),
         _activation_bytes(options, config, policy),
     )
 
 
-def _state_bytes(options: TrainOptions, sizes: dict[str, int], policy: str) -> int:
+def state_bytes(options: TrainOptions, config: GPTConfig, policy: str) -> int:
     """float32 weights and gradients, one or two moments, and what is cast to bfloat16."""
+    sizes = {path: math.prod(shape) for path, shape in config.weight_shapes()}
     parameters = sum(sizes.values())
     matrices = sum(size for path, size in sizes.items() if path.endswith("/kernel"))
     moments = 2 * parameters - (matrices if options.optimizer == "muon" else 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +53,14 @@ class TrainOptions:
         seed: Of initial weights, data order and dropout.
         precision: float32, mixed_bfloat16, or auto for the fastest here.
         backend: tensorflow or jax; the environment's KERAS_BACKEND, else tensorflow.
+        distribution: Over several devices: data (each has rows of the batch), model (weights and the optimizer's state
+            are divided, too; JAX), or auto, which divides them where they have no room. One device by default, and
+            auto with several processes.
+        mesh: Devices along the batch, and along the model, as 2x4; all along the batch by default.
+        coordinator: HOST:PORT of the first of several processes, on one host or many; the same for all (JAX). SLURM and
+            Cloud TPU tell it by themselves.
+        processes: How many processes there are.
+        process: The number of this one, from 0.
         checkpoint_minutes: Time between checkpoints.
         checkpoint_steps: Steps between checkpoints, instead.
         keep_checkpoints: How many of the newest stay, beside the one with the lowest validation loss.
@@ -105,6 +114,11 @@ class TrainOptions:
     seed: int = 0
     precision: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
     backend: Literal["tensorflow", "jax"] | None = None
+    distribution: Literal["auto", "data", "model"] | None = None
+    mesh: str | None = None
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
     checkpoint_minutes: float = 1.0
     checkpoint_steps: int | None = None
     keep_checkpoints: int = 2
@@ -152,6 +166,9 @@ class TrainOptions:
                 raise InputError(f"--{name.replace('_', '-')} must be 0 or above, not {getattr(self, name)}")
         if self.profile is not None and not _is_range(self.profile):
             raise InputError(f"--profile must be two steps, as 20-25, not {self.profile}")
+        if self.mesh is not None and self.distribution is None:
+            raise InputError(f"--mesh {self.mesh} needs --distribution data, model or auto")
+        _ = self.mesh_shape
         if self.wandb is not None and importlib.util.find_spec("wandb") is None:
             raise InputError("--wandb needs the package wandb: pip install wandb")
         if self.seed >= 2**32:
@@ -167,6 +184,16 @@ class TrainOptions:
                 )
         if not 0.0 <= self.decay <= 1.0:
             raise InputError(f"--decay must be from 0 to 1, not {self.decay}")
+
+    @property
+    def mesh_shape(self) -> tuple[int, int] | None:
+        """`mesh` as devices along the batch and along the model."""
+        if self.mesh is None:
+            return None
+        if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", self.mesh):
+            raise InputError(f"--mesh must be two numbers of devices, as 2x4, not {self.mesh}")
+        rows, _, columns = self.mesh.partition("x")
+        return int(rows), int(columns or 1)
 
     def _scale(self, depth: int) -> None:
         """Fill what was not given by the rules for a depth."""
@@ -223,5 +250,5 @@ SHAPE = (
 FIXED = ("data", "text_key", "validation", "tokenizer", "optimizer")
 """Options of a run that cannot change when it goes on; nor can the model's shape."""
 
-UNTOLD = ("dry_run", "restart", "json", "run_dir", "export_dir")
+UNTOLD = ("dry_run", "restart", "json", "run_dir", "export_dir", "coordinator", "processes", "process")
 """Options that change nothing in training."""

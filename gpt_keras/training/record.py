@@ -1,4 +1,7 @@
-"""What a run tells while it trains: metrics.jsonl, TensorBoard, Weights & Biases, a progress bar, a curve."""
+"""What a run tells while it trains: metrics.jsonl, TensorBoard, Weights & Biases, a progress bar, a curve.
+
+Of several processes, the first one tells.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from gpt_keras.evaluation.bits_per_byte import HeldOutScorer
 from gpt_keras.training.callbacks import Pace
 from gpt_keras.training.optimizer import averaged_weights
 from gpt_keras.training.options import TrainOptions
+from gpt_keras.training.processes import processes
 
 
 class Record(keras.callbacks.Callback):
@@ -64,8 +68,9 @@ class Record(keras.callbacks.Callback):
         # A run that goes on after a kill does the steps behind its checkpoint again; their old lines go.
         records = [r for r in read_metrics(self.folder) if r["step"] <= pace.step]
         self._earlier_speed = float(records[-1]["tokens_per_second"]) if records else 0.0
-        with whole_file(self.folder / "metrics.jsonl") as partial:
-            partial.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+        if processes().first:
+            with whole_file(self.folder / "metrics.jsonl") as partial:
+                partial.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
 
     @property
     def tokens_per_second(self) -> float:
@@ -75,6 +80,8 @@ class Record(keras.callbacks.Callback):
         return self.tokens_per_step / sorted(self._step_seconds)[len(self._step_seconds) // 2]
 
     def on_train_begin(self, logs: Any = None) -> None:
+        if not processes().first:
+            return
         import tensorflow as tf
 
         self._board = tf.summary.create_file_writer(str(self.folder / "logs"))
@@ -134,12 +141,9 @@ class Record(keras.callbacks.Callback):
             _ = self.model
             with averaged_weights(self.model):
                 self.sample(step)
-        self._metrics.write(json.dumps(record) + "\n")
-        self._metrics.flush()
-        self._to_board(record)
-        if self._wandb is not None:
-            self._wandb.log({name: value for name, value in record.items() if name != "step"}, step=step)
-        self._show(loss, step)
+        if processes().first:
+            self._write(record)
+            self._show(loss, step)
 
     def close(self) -> None:
         """Stop the display and close the files, however training ended."""
@@ -167,6 +171,13 @@ class Record(keras.callbacks.Callback):
 
     def _next_share(self, progress: float) -> float:
         return (math.floor(progress * self.evaluations + 1e-9) + 1) / self.evaluations if self.evaluations else 2.0
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._metrics.write(json.dumps(record) + "\n")
+        self._metrics.flush()
+        self._to_board(record)
+        if self._wandb is not None:
+            self._wandb.log({name: value for name, value in record.items() if name != "step"}, step=record["step"])
 
     def _to_board(self, record: dict[str, Any]) -> None:
         import tensorflow as tf

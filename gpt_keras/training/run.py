@@ -34,11 +34,14 @@ from gpt_keras.model import GPT
 from gpt_keras.sampling_options import SamplingOptions
 from gpt_keras.training.callbacks import Checkpoint, DivergedError, Pace, StopBetweenSteps
 from gpt_keras.training.checkpoint import CheckpointWriter, newest_step, restore_checkpoint
+from gpt_keras.training.distribution import distribute, hosts, local_copy, one_device, spread_rows, undivided
+from gpt_keras.training.estimate import state_bytes
 from gpt_keras.training.flops import measured_flops_per_second, training_flops_per_token
 from gpt_keras.training.loss import NextTokenLoss
 from gpt_keras.training.optimizer import averaged_weights, make_optimizer
 from gpt_keras.training.options import TrainOptions
 from gpt_keras.training.precision import choose_precision
+from gpt_keras.training.processes import leave, processes
 from gpt_keras.training.record import Record, draw_loss
 from gpt_keras.training.run_folder import PreparedRun, bytes_bar, say
 
@@ -67,16 +70,19 @@ class TrainingRun:
         self.seconds = dict(prepared.seconds)
         self._started = prepared.started
         self._sampler: Generator | None = None
+        self._copy: GPT | None = None
 
-    def execute(self) -> dict[str, Any]:
-        """Run all stages. The summary, which is also written to summary.json."""
+    def execute(self) -> dict[str, Any] | None:
+        """Run all stages. The summary, which is also written to summary.json; `None` in all but the first process,
+        which leave after training."""
         corpus = self.corpus
         config = self.options.model_config(corpus.tokenizer.vocabulary_size)
-        begin_id = corpus.tokenizer.begin_id if self.options.mask_documents else None
-        shape = (config.context_length, self.options.batch_size)
-        batches = Batches.of(corpus, *shape, seed=self.options.seed, begin_id=begin_id)
         with self._stage("training"):
-            metrics = self._train(config, corpus, batches)
+            metrics = self._train(config, corpus)
+        leave()
+        keras.distribution.set_distribution(None)
+        if not processes().first:
+            return None
         with self._stage("evaluation"):
             model, _ = load_folder(self.folder / "model", dtype="float32")
             metrics |= self._evaluate(model, corpus)
@@ -101,10 +107,15 @@ class TrainingRun:
         yield
         self.seconds[name] = round(time.perf_counter() - start, 1)
 
-    def _train(self, config: GPTConfig, corpus: Mixture, batches: Batches) -> dict[str, Any]:
+    def _train(self, config: GPTConfig, corpus: Mixture) -> dict[str, Any]:
         options = self.options
         policy, why = choose_precision(options.precision)
         keras.utils.set_random_seed(options.seed)
+        distribution = self._distribute(config, policy)
+        host, num_hosts = hosts()
+        begin_id = corpus.tokenizer.begin_id if options.mask_documents else None
+        shape = (config.context_length, options.batch_size)
+        batches = Batches.of(corpus, *shape, seed=options.seed, begin_id=begin_id, host=host, num_hosts=num_hosts)
         model = GPT(config, dtype=policy)
         model.rematerialize, model.num_parts = options.rematerialize, options.accumulate
         model.watch_gradient_norm = True
@@ -123,14 +134,14 @@ class TrainingRun:
             say(self.console, f"resuming    after step {done.step}")
 
         pace = Pace(options, done)
-        scorer = HeldOutScorer(model, corpus, options.batch_size)
+        scorer = HeldOutScorer(model, corpus, options.batch_size, spread_rows)
         record = Record(
             pace,
             scorer,
             options,
             options.batch_size * config.context_length,
             self.console,
-            training_flops_per_token(config) / self._flops_per_second(policy),
+            training_flops_per_token(config) / self._flops_per_second(policy, distribution),
             lambda step: self._sample_during(model, corpus, step),
         )
         folder = self.folder / "checkpoints"
@@ -154,6 +165,8 @@ class TrainingRun:
             except KeyboardInterrupt:
                 if interrupt.stopped:
                     checkpoints.save()
+                    writer.wait()
+                    leave()
                     say(self.console, f"stopped after step {pace.step}; the same command goes on from there")
                 raise
             except DivergedError as error:
@@ -162,9 +175,11 @@ class TrainingRun:
             finally:
                 record.close()
                 writer.wait()
-        draw_loss(self.folder)
         with averaged_weights(model):
-            save_folder(model, corpus.tokenizer, self.folder / "model")
+            self._copy = local_copy(model, self._copy)
+        if processes().first:
+            draw_loss(self.folder)
+            save_folder(self._copy, corpus.tokenizer, self.folder / "model")
         return {
             "parameters": model.count_params(),
             "steps": pace.step,
@@ -181,13 +196,35 @@ class TrainingRun:
             f"{self.options.learning_rate}), and {way}"
         )
 
-    def _flops_per_second(self, policy: str) -> float:
-        found = measured_flops_per_second("bfloat16" if policy == "mixed_bfloat16" else "float32")
-        say(self.console, f"            matrix products reach {found / 1e9:,.0f} GFLOP/s here")
+    def _distribute(self, config: GPTConfig, policy: str) -> keras.distribution.Distribution | None:
+        """Set up the devices, and say how."""
+        found = distribute(self.options, config, state_bytes(self.options, config, policy))
+        count = len(keras.distribution.list_devices()) if keras.backend.backend() == "jax" else 1
+        if found is None:
+            if count > 1:
+                say(self.console, f"devices     1 of {count}: --distribution auto takes all")
+            return None
+        mesh = found.device_mesh
+        how = "data parallel"
+        if isinstance(found, keras.distribution.ModelParallel):
+            rows, columns = mesh.shape
+            how = f"mesh {rows} x {columns}, weights and optimizer divided"
+        ran = f" in {processes().count} processes" if processes().count > 1 else ""
+        say(self.console, f"devices     {mesh.devices.size}{ran}, {how}")
+        if whole := undivided(config, mesh):
+            self._warn(f"{', '.join(whole)} cannot be divided by {mesh.shape[-1]}: they are whole on every device")
         return found
 
+    def _flops_per_second(self, policy: str, distribution: keras.distribution.Distribution | None) -> float:
+        found = measured_flops_per_second("bfloat16" if policy == "mixed_bfloat16" else "float32")
+        say(self.console, f"            matrix products reach {found / 1e9:,.0f} GFLOP/s here")
+        return found * (distribution.device_mesh.devices.size if distribution else 1)
+
     def _sample_during(self, model: GPT, corpus: Mixture, step: int) -> None:
-        self._sample(model, corpus.tokenizer, corpus, step)
+        self._copy = local_copy(model, self._copy)
+        if processes().first:
+            with one_device():
+                self._sample(self._copy, corpus.tokenizer, corpus, step)
 
     def _warn(self, words: str) -> None:
         say(self.console, f"warning: {words}")

@@ -30,6 +30,7 @@ from gpt_keras.data.sources import open_source, parse_weight
 from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.progress import preparation_progress
 from gpt_keras.training.options import FIXED, SHAPE, UNTOLD, TrainOptions
+from gpt_keras.training.processes import processes
 
 _FINGERPRINTS = ("tokenizer_sha256", "corpus_sha256")
 
@@ -63,7 +64,8 @@ class PreparedRun:
 
 
 def prepare_run(options: TrainOptions, console: Console) -> PreparedRun:
-    """Train the tokenizer and tokenize the corpus, or find them done, and record the options.
+    """Train the tokenizer and tokenize the corpus, or find them done, and record the options; of several processes,
+    the first one does, before the others come here.
 
     Raises:
         InputError: Bad options or data: one line that says what is wrong. Told before any long work where it can be.
@@ -86,11 +88,12 @@ def prepare_run(options: TrainOptions, console: Console) -> PreparedRun:
     config = options.model_config(corpus.tokenizer.vocabulary_size)
     corpus.check_model(config.vocabulary_size)
     Batches.of(corpus, config.context_length, options.batch_size)  # is there enough of it
-    # Only now, when nothing is left to go wrong with them, are the options those of the run.
-    with whole_file(options.run_dir / "config.yaml") as partial:
-        record = {**_plain(options), **fingerprints}
-        partial.write_text(yaml.safe_dump(record, sort_keys=False), "utf-8")
-    sweep(options.run_dir)
+    if processes().first:
+        # Only now, when nothing is left to go wrong with them, are the options those of the run.
+        with whole_file(options.run_dir / "config.yaml") as partial:
+            record = {**_plain(options), **fingerprints}
+            partial.write_text(yaml.safe_dump(record, sort_keys=False), "utf-8")
+        sweep(options.run_dir)
     return PreparedRun(corpus, started, seconds)
 
 

@@ -53,7 +53,7 @@ def test_only_the_newest_are_kept(trained, tmp_path):
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(config, trained, tmp_path, damage):
     save_checkpoint(trained, tmp_path, Progress(1, 1.0))
     newest = save_checkpoint(trained, tmp_path, Progress(2, 2.0))
-    tensors, record = newest / "state.safetensors", newest / "state.json"
+    tensors, record = newest / "state-00000-of-00001.safetensors", newest / "state.json"
     raw = bytearray(tensors.read_bytes())
     if damage == "flipped":
         raw[len(raw) // 2] ^= 1

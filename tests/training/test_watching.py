@@ -140,7 +140,7 @@ def test_accumulation_rematerialization_and_averages_train(source, tmp_path):
     from safetensors.numpy import load_file
 
     newest = max((tmp_path / "run" / "checkpoints").iterdir())
-    state = load_file(newest / "state.safetensors")
+    state = load_file(newest / "state-00000-of-00001.safetensors")
     saved = load_file(tmp_path / "run" / "model" / "model.safetensors")
     averages = {name: value for name, value in state.items() if name.startswith("optimizer/") and "average" in name}
     weights = [value for name, value in state.items() if name.startswith("model/") and "token_embedding" in name]
