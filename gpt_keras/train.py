@@ -173,11 +173,7 @@ def cli() -> int:
     try:
         return end(command.run(main, TrainOptions, PROGRAM))
     except LostProcessError as error:
-        print(
-            f"error: another process of this run is gone ({error}); start all of them again to go on from the last "
-            "checkpoint",
-            file=sys.stderr,
-        )
+        print(f"error: {error}", file=sys.stderr)
     except Exception:
         if processes().count == 1:
             raise

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import keras
 from jax import numpy as jnp
+from jax.sharding import PartitionSpec
 
 from gpt_keras.kernels import vocabulary_loss
 
@@ -24,18 +27,47 @@ def summed_loss(
 def _forward(
     hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor, label_smoothing: float, z_loss: float
 ) -> tuple[Tensor, Any]:
-    batch, length, width = hidden.shape
+    """Where rows are spread over devices, each goes through the pieces of its own, and the sums are added up once at
+    the end instead of after every piece."""
     narrow = table.astype(hidden.dtype)
-    count = vocabulary_loss.num_pieces(-(-batch // jax.device_count()), length, table.shape[0])
+    here = functools.partial(_in_pieces, label_smoothing=label_smoothing, z_loss=z_loss)
+    run: Callable[..., Any] = here
+    distribution = keras.distribution.distribution()
+    axis = distribution and distribution.batch_dim_name
+    if axis and distribution.num_model_replicas > 1 and hidden.shape[0] % distribution.num_model_replicas == 0:
+
+        def on_a_device(*arguments: Tensor) -> Any:
+            total, hidden_slope, table_slope = here(*arguments)
+            return jax.lax.psum(total, axis), hidden_slope, jax.lax.psum(table_slope, axis)
+
+        rows, all_ = PartitionSpec(axis), PartitionSpec()
+        run = jax.shard_map(
+            on_a_device,
+            mesh=distribution.device_mesh.backend_mesh,
+            in_specs=(rows, all_, rows, rows),
+            out_specs=(all_, rows, all_),
+            axis_names={axis},  # along others, the compiler divides the vocabulary as the table is
+            check_vma=False,
+        )
+    total, hidden_slope, table_slope = run(hidden, narrow, targets, weights)
+    return total, (hidden_slope, table_slope.astype(table.dtype))
+
+
+def _in_pieces(
+    hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor, label_smoothing: float, z_loss: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The summed loss, and its gradient with respect to hidden states and table."""
+    batch, length, width = hidden.shape
+    count = vocabulary_loss.num_pieces(batch, length, table.shape[0])
 
     def pieces(x: Tensor) -> Tensor:
         return jnp.moveaxis(x.reshape(batch, count, length // count, *x.shape[2:]), 1, 0)
 
     def step(carry: tuple[Tensor, Tensor], piece: tuple[Tensor, Tensor, Tensor]) -> Any:
         x, target, weight = piece
-        logits = jnp.einsum("btd,vd->btv", x, narrow)
+        logits = jnp.einsum("btd,vd->btv", x, table)
         loss, slope = vocabulary_loss.loss_and_slope(logits, target, weight, label_smoothing, z_loss)
-        hidden_slope = jnp.einsum("btv,vd->btd", slope, narrow)
+        hidden_slope = jnp.einsum("btv,vd->btd", slope, table)
         table_slope = jnp.einsum("btv,btd->vd", slope, x, preferred_element_type=jnp.float32)
         return (carry[0] + loss, carry[1] + table_slope), hidden_slope
 
@@ -45,7 +77,7 @@ def _forward(
     else:
         (total, table_slope), parts = jax.lax.scan(step, start, tuple(map(pieces, (hidden, targets, weights))))
         hidden_slope = jnp.moveaxis(parts, 0, 1).reshape(batch, length, width)
-    return total, (hidden_slope, table_slope.astype(table.dtype))
+    return total, hidden_slope, table_slope
 
 
 def _backward(label_smoothing: float, z_loss: float, slopes: Any, upstream: Tensor) -> tuple[Any, ...]:

@@ -131,7 +131,7 @@ class Muon(_Update, keras.optimizers.Muon):
             for members in groups.values():
                 stack = ops.stack([self._direction(grads[i] * scale, variables[i]) for i in members])
                 norm = ops.sqrt(ops.sum(ops.square(stack), axis=(-2, -1), keepdims=True))
-                stacks.append(ops.cast(stack / (norm + 1e-7), self.product_dtype))
+                stacks.append(_shared_out(ops.cast(stack / (norm + 1e-7), self.product_dtype)))
             return stacks
 
         def apply(updates: list[Tensor]) -> None:
@@ -207,6 +207,20 @@ def averaged_weights(model: keras.Model) -> Iterator[None]:
     finally:
         for variable, value in zip(model.trainable_variables, kept, strict=True):
             variable.assign(value)
+
+
+def _shared_out(stack: Tensor) -> Tensor:
+    """The matrices of a stack [count, rows, columns] shared out among the devices, whole ones to each: without that,
+    all devices would do the same work. Zeros are put behind them where they cannot be shared out evenly."""
+    distribution = keras.distribution.distribution()
+    if distribution is None or keras.backend.backend() != "jax":
+        return stack
+    import jax
+
+    mesh = distribution.device_mesh.backend_mesh
+    stack = ops.pad(stack, [(0, -stack.shape[0] % mesh.size), (0, 0), (0, 0)])
+    layout = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
+    return jax.lax.with_sharding_constraint(stack, layout)
 
 
 def _in_one_pass() -> bool:

@@ -8,16 +8,20 @@ process alone writes there, but for the checkpoints, of which each writes what i
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gpt_keras.data.errors import InputError
 
 HEARTBEAT_SECONDS = 30
 """A process that is not heard of for so long counts as gone."""
 JOIN_SECONDS = 300
+LOST = "another process of this run is gone ({}); start all of them again to go on from the last checkpoint"
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
 
@@ -95,6 +99,7 @@ def join(coordinator: str | None, count: int | None, index: int | None, backend:
     except (RuntimeError, ValueError) as error:
         where = coordinator or "the coordinator that the environment names"
         raise InputError(f"the processes did not meet at {where} ({str(error).splitlines()[0]})") from error
+    _end_aborts_with_a_line()
     _processes = Processes(jax.process_index(), jax.process_count())
     return _processes.count > 1
 
@@ -149,7 +154,24 @@ def telling_of_lost_ones() -> Iterator[None]:
     try:
         yield
     except JaxRuntimeError as error:
-        raise LostProcessError(str(error).splitlines()[0]) from error
+        raise LostProcessError(LOST.format(str(error).splitlines()[0])) from error
+
+
+def _end_aborts_with_a_line() -> None:
+    """Where the first process is gone, JAX aborts the others from a thread of its own, with a stack trace: put a line
+    behind it. Python's signal handlers would not run then."""
+
+    def tell(_: int) -> None:
+        line = LOST.format("JAX ended this one; the reason is above")
+        os.write(2, f"\nerror: {line}\n".encode())
+        os._exit(1)
+
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(tell)
+    _kept.append(handler)
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)
+
+
+_kept: list[Any] = []
 
 
 def end(code: int) -> int:
