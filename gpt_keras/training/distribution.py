@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -42,8 +43,29 @@ _MATRICES: dict[str, Axes] = {
 """Along which axis of the mesh each dimension of a weight is divided; the rest is on every device."""
 
 
-def distribute(options: TrainOptions, config: GPTConfig, state_bytes: int) -> keras.distribution.Distribution | None:
-    """Set Keras's distribution for what is built from now on; `None`, and nothing set, for one device.
+@dataclass(frozen=True)
+class Devices:
+    """What a run is distributed over.
+
+    Attributes:
+        count: How many devices.
+        words: How, for the user.
+        undivided: What stays whole on every device, though the mesh would divide it, in words.
+        strategy: TensorFlow's, whose scope the model is built in.
+    """
+
+    count: int = 1
+    words: str = ""
+    undivided: tuple[str, ...] = ()
+    strategy: Any = None
+
+    def building(self) -> contextlib.AbstractContextManager[Any]:
+        """Build and compile the model inside."""
+        return self.strategy.scope() if self.strategy else contextlib.nullcontext()
+
+
+def distribute(options: TrainOptions, config: GPTConfig, state_bytes: int) -> Devices:
+    """Choose the devices, and set Keras's distribution for what is built from now on.
 
     Args:
         options: `distribution` and `mesh` of them.
@@ -53,42 +75,73 @@ def distribute(options: TrainOptions, config: GPTConfig, state_bytes: int) -> ke
     Raises:
         InputError: The mesh does not fit the devices, the batch or the model.
     """
-    mesh = _mesh(options, state_bytes)
+    tensorflow = keras.backend.backend() == "tensorflow"
+    names = _tensorflow_devices() if tensorflow else keras.distribution.list_devices()
+    mesh = _mesh(options, state_bytes, len(names))
     if mesh is None:
-        return None
+        left = len(names) > 1 and options.distribution is None
+        return Devices(words=f"1 of {len(names)}: --distribution auto takes all" if left else "")
     kind, (rows, columns) = mesh
-    parts = options.batch_size // options.accumulate
-    if parts % rows:
+    if (options.batch_size // options.accumulate) % rows:
         what = f"--batch-size {options.batch_size}" + (f" in {options.accumulate} parts" * (options.accumulate > 1))
-        raise InputError(
-            f"{what} cannot be divided among {rows} devices: give a multiple of {rows * options.accumulate}"
-        )
-    devices = np.array(keras.distribution.list_devices()[: rows * columns])
+        fits = rows * options.accumulate
+        raise InputError(f"{what} cannot be divided among {rows} devices: give a multiple of {fits}")
+    devices = np.array(names[: rows * columns])
+    words = f"{len(devices)}" + (f" in {processes().count} processes" if processes().count > 1 else "")
+    if tensorflow:
+        import tensorflow as tf
+
+        return Devices(len(devices), f"{words}, data parallel", strategy=tf.distribute.MirroredStrategy(names[:rows]))
     if kind == "data":
-        chosen = keras.distribution.DataParallel(devices=devices.tolist(), auto_shard_dataset=False)
-    else:
-        device_mesh = keras.distribution.DeviceMesh((rows, columns), ["batch", "model"], devices.reshape(rows, columns))
-        chosen = keras.distribution.ModelParallel(
+        keras.distribution.set_distribution(
+            keras.distribution.DataParallel(devices=devices.tolist(), auto_shard_dataset=False)
+        )
+        return Devices(len(devices), f"{words}, data parallel")
+    device_mesh = keras.distribution.DeviceMesh((rows, columns), ["batch", "model"], devices.reshape(rows, columns))
+    keras.distribution.set_distribution(
+        keras.distribution.ModelParallel(
             layout_map=layouts(config, device_mesh), batch_dim_name="batch", auto_shard_dataset=False
         )
-    keras.distribution.set_distribution(chosen)
-    return chosen
+    )
+    words += f", mesh {rows} x {columns}, weights and optimizer divided"
+    return Devices(len(devices), words, tuple(_undivided(config, columns)))
 
 
-def _mesh(options: TrainOptions, state_bytes: int) -> tuple[str, tuple[int, int]] | None:
+def _tensorflow_devices() -> list[str]:
+    import tensorflow as tf
+
+    return [device.name for device in tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")]
+
+
+def _mesh(options: TrainOptions, state_bytes: int, count: int) -> tuple[str, tuple[int, int]] | None:
     """data or model, and the mesh's shape; `None` for one device."""
     kind = options.distribution or ("auto" if processes().count > 1 else None)
     if kind is None:
         return None
-    count = len(keras.distribution.list_devices())
     rows, columns = options.mesh_shape or (count, 1)
     if rows * columns > count or (processes().count > 1 and rows * columns < count):
         raise InputError(f"--mesh {options.mesh} asks for {rows * columns} devices: there are {count}")
+    if keras.backend.backend() == "tensorflow":
+        _refuse_on_tensorflow(options, columns)
+        kind = "data"
     if kind == "auto":
         kind = "model" if columns > 1 or state_bytes > 0.6 * _device_memory() else "data"
     if kind == "data" and columns > 1:
         raise InputError(f"--mesh {options.mesh} divides the model: that is --distribution model")
     return (kind, (rows, columns)) if rows * columns > 1 else None
+
+
+def _refuse_on_tensorflow(options: TrainOptions, columns: int) -> None:
+    """What only JAX does with several devices."""
+    asked = {
+        "--distribution model": options.distribution == "model" or columns > 1,
+        f"--accumulate {options.accumulate}": options.accumulate > 1,
+        f"--ema {options.ema}": options.ema > 0,
+        f"--sample-steps {options.sample_steps}": options.sample_steps > 0,
+    }
+    for flag, given in asked.items():
+        if given:
+            raise InputError(f"{flag} over several devices needs JAX: --backend jax")
 
 
 def _device_memory() -> float:
@@ -119,9 +172,8 @@ def layouts(config: GPTConfig, mesh: keras.distribution.DeviceMesh) -> keras.dis
     return found
 
 
-def undivided(config: GPTConfig, mesh: keras.distribution.DeviceMesh) -> list[str]:
+def _undivided(config: GPTConfig, columns: int) -> list[str]:
     """What does not divide by the mesh's `model` axis, in words."""
-    columns = dict(zip(mesh.axis_names, mesh.shape, strict=True)).get("model", 1)
     counts = {
         "attention heads": config.num_heads,
         "key and value heads": config.num_key_value_heads,

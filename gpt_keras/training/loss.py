@@ -73,6 +73,19 @@ class NextTokenLoss(keras.losses.Loss):
 
 
 def _total(y_true: Tensor, sample_weight: Tensor | None) -> Tensor:
+    """The weight of all tokens of the batch, over all devices."""
     if sample_weight is None:
-        return ops.cast(ops.size(y_true), "float32")
-    return ops.maximum(ops.sum(ops.cast(sample_weight, "float32")), 1.0)
+        return _over_replicas(ops.cast(ops.size(y_true), "float32"))
+    return ops.maximum(_over_replicas(ops.sum(ops.cast(sample_weight, "float32"))), 1.0)
+
+
+def _over_replicas(total: Tensor) -> Tensor:
+    """The sum over the replicas of a distribution strategy of TensorFlow, which add up their gradients."""
+    if keras.backend.backend() != "tensorflow":
+        return total
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return total
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, total)

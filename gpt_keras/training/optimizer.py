@@ -29,9 +29,13 @@ class _Update(keras.optimizers.Optimizer):
     def build(self, variables: list[Any]) -> None:
         if not self.built:
             super().build(variables)
-            self.gradient_norm = self.add_variable(shape=(), name="gradient_norm", initializer="zeros")
+            self.gradient_norm = self.add_variable(
+                shape=(), name="gradient_norm", initializer="zeros", aggregation="only_first_replica"
+            )
 
     def _clip_gradients(self, grads: list[Tensor]) -> list[Tensor]:
+        if keras.backend.backend() == "tensorflow":
+            grads = self._summed_over_replicas(grads)
         scale = self._measure(grads)
         return [gradient * ops.cast(scale, gradient.dtype) for gradient in grads]
 
@@ -43,6 +47,18 @@ class _Update(keras.optimizers.Optimizer):
         grads = [tf.convert_to_tensor(gradient) for gradient in grads]
         self._update(grads, self._measure(grads), trainable_variables)
         return None
+
+    def _summed_over_replicas(self, grads: list[Tensor]) -> list[Tensor]:
+        """Before they are clipped; Keras would do it behind that."""
+        import tensorflow as tf
+
+        context = tf.distribute.get_replica_context()
+        if context is None or context.num_replicas_in_sync == 1:
+            return grads
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, [tf.convert_to_tensor(gradient) for gradient in grads])
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+        return grads_and_vars  # they are
 
     def _measure(self, grads: list[Tensor]) -> Tensor:
         """Record the gradient's norm; the factor that clips it."""

@@ -34,7 +34,7 @@ from gpt_keras.model import GPT
 from gpt_keras.sampling_options import SamplingOptions
 from gpt_keras.training.callbacks import Checkpoint, DivergedError, Pace, StopBetweenSteps
 from gpt_keras.training.checkpoint import CheckpointWriter, newest_step, restore_checkpoint
-from gpt_keras.training.distribution import distribute, hosts, local_copy, one_device, spread_rows, undivided
+from gpt_keras.training.distribution import Devices, distribute, hosts, local_copy, one_device, spread_rows
 from gpt_keras.training.estimate import state_bytes
 from gpt_keras.training.flops import measured_flops_per_second, training_flops_per_token
 from gpt_keras.training.loss import NextTokenLoss
@@ -111,16 +111,18 @@ class TrainingRun:
         options = self.options
         policy, why = choose_precision(options.precision)
         keras.utils.set_random_seed(options.seed)
-        distribution = self._distribute(config, policy)
+        devices = self._distribute(config, policy)
         host, num_hosts = hosts()
         begin_id = corpus.tokenizer.begin_id if options.mask_documents else None
         shape = (config.context_length, options.batch_size)
         batches = Batches.of(corpus, *shape, seed=options.seed, begin_id=begin_id, host=host, num_hosts=num_hosts)
-        model = GPT(config, dtype=policy)
-        model.rematerialize, model.num_parts = options.rematerialize, options.accumulate
-        model.watch_gradient_norm = True
-        loss = NextTokenLoss(options.label_smoothing, options.z_loss)
-        model.compile(make_optimizer(options, policy), loss, jit_compile="auto")
+        with devices.building():
+            model = GPT(config, dtype=policy)
+            model.rematerialize, model.num_parts = options.rematerialize, options.accumulate
+            model.watch_gradient_norm = True
+            loss = NextTokenLoss(options.label_smoothing, options.z_loss)
+            jit = False if devices.strategy else "auto"
+            model.compile(make_optimizer(options, policy), loss, jit_compile=jit)
         done = restore_checkpoint(model, self.folder / "checkpoints")
         architecture, field = architecture_for(config)
         kind = architecture.model_type if architecture else f"gpt_keras ({field} is beyond Hugging Face's types)"
@@ -141,7 +143,7 @@ class TrainingRun:
             options,
             options.batch_size * config.context_length,
             self.console,
-            training_flops_per_token(config) / self._flops_per_second(policy, distribution),
+            training_flops_per_token(config) / self._flops_per_second(policy, devices),
             lambda step: self._sample_during(model, corpus, step),
         )
         folder = self.folder / "checkpoints"
@@ -196,29 +198,19 @@ class TrainingRun:
             f"{self.options.learning_rate}), and {way}"
         )
 
-    def _distribute(self, config: GPTConfig, policy: str) -> keras.distribution.Distribution | None:
+    def _distribute(self, config: GPTConfig, policy: str) -> Devices:
         """Set up the devices, and say how."""
-        found = distribute(self.options, config, state_bytes(self.options, config, policy))
-        count = len(keras.distribution.list_devices()) if keras.backend.backend() == "jax" else 1
-        if found is None:
-            if count > 1:
-                say(self.console, f"devices     1 of {count}: --distribution auto takes all")
-            return None
-        mesh = found.device_mesh
-        how = "data parallel"
-        if isinstance(found, keras.distribution.ModelParallel):
-            rows, columns = mesh.shape
-            how = f"mesh {rows} x {columns}, weights and optimizer divided"
-        ran = f" in {processes().count} processes" if processes().count > 1 else ""
-        say(self.console, f"devices     {mesh.devices.size}{ran}, {how}")
-        if whole := undivided(config, mesh):
-            self._warn(f"{', '.join(whole)} cannot be divided by {mesh.shape[-1]}: they are whole on every device")
-        return found
+        devices = distribute(self.options, config, state_bytes(self.options, config, policy))
+        if devices.words:
+            say(self.console, f"devices     {devices.words}")
+        if devices.undivided:
+            self._warn(f"{', '.join(devices.undivided)} cannot be divided: they are whole on every device")
+        return devices
 
-    def _flops_per_second(self, policy: str, distribution: keras.distribution.Distribution | None) -> float:
+    def _flops_per_second(self, policy: str, devices: Devices) -> float:
         found = measured_flops_per_second("bfloat16" if policy == "mixed_bfloat16" else "float32")
         say(self.console, f"            matrix products reach {found / 1e9:,.0f} GFLOP/s here")
-        return found * (distribution.device_mesh.devices.size if distribution else 1)
+        return found * devices.count
 
     def _sample_during(self, model: GPT, corpus: Mixture, step: int) -> None:
         self._copy = local_copy(model, self._copy)
