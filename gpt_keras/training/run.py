@@ -123,7 +123,7 @@ class TrainingRun:
             loss = NextTokenLoss(options.label_smoothing, options.z_loss)
             jit = False if devices.strategy else "auto"
             model.compile(make_optimizer(options, policy), loss, jit_compile=jit)
-        done = restore_checkpoint(model, self.folder / "checkpoints")
+            done = restore_checkpoint(model, self.folder / "checkpoints")
         architecture, field = architecture_for(config)
         kind = architecture.model_type if architecture else f"gpt_keras ({field} is beyond Hugging Face's types)"
         say(
