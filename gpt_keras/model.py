@@ -77,6 +77,8 @@ class GPT(TrainedModel):
                 x, _ = self.hidden_states(inputs, training=training)
                 return x if loss_has_head() else self.output_head(x)
             return super().call(inputs, training=training, mask=mask)
+        # Under a distribution strategy of TensorFlow, Keras tries a batch of float32 first.
+        inputs = {name: ops.cast(value, "int32") for name, value in inputs.items()}
         segments = inputs["segment_ids"]
         same_document = segments[:, :, None] == segments[:, None, :]
         x, _ = self.hidden_states(inputs["token_ids"], inputs["positions"], same_document, training=training)
