@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt_keras import command
-from gpt_keras.backend import choose_backend, start_backend
+from gpt_keras.backend import choose_backend, demand_determinism, start_backend
 from gpt_keras.training.options import TrainOptions
 from gpt_keras.training.processes import LostProcessError, end, join, leave, meet, processes, telling_of_lost_ones
 from gpt_keras.training.run_folder import check_data, check_options, finished_summary, prepare_run, put_aside, say
@@ -38,6 +38,8 @@ def main(options: TrainOptions) -> None:
         start_backend(backend)
         show_estimate(options, console)
         return
+    if options.deterministic:
+        demand_determinism()
     if join(options.coordinator, options.processes, options.process, backend) and not processes().first:
         console = Console(quiet=True)
     with telling_of_lost_ones():

@@ -52,6 +52,7 @@ class TrainOptions:
         label_smoothing: Share of each target's probability that is spread over the vocabulary.
         seed: Of initial weights, data order and dropout.
         precision: float32, mixed_bfloat16, or auto for the fastest here.
+        deterministic: The same bits from the same steps on a GPU, too, which makes it slower; a CPU gives them anyway.
         backend: tensorflow or jax; the environment's KERAS_BACKEND, else tensorflow.
         distribution: Over several devices: data (each has rows of the batch), model (weights and the optimizer's state
             are divided, too; JAX), or auto, which divides them where they have no room. One device by default, and
@@ -113,6 +114,7 @@ class TrainOptions:
     label_smoothing: float = 0.0
     seed: int = 0
     precision: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
+    deterministic: bool = False
     backend: Literal["tensorflow", "jax"] | None = None
     distribution: Literal["auto", "data", "model"] | None = None
     mesh: str | None = None

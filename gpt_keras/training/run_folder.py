@@ -158,6 +158,8 @@ def check_options(options: TrainOptions) -> Begun | None:
         f"{_flag(name)} {recorded[name]}, not {given[name]}" for name in FIXED if recorded[name] != given[name]
     ]
     differences += [f"{name} {shape[name]}, not {now[name]}" for name in shape if shape[name] != now[name]]
+    if bool(recorded["ema"]) != bool(given["ema"]):  # the average is of all steps, or there is none
+        differences.append(f"--ema {recorded['ema']}, not {given['ema']}")
     if differences:
         raise InputError(
             f"{options.run_dir} was begun with {'; with '.join(differences)}: "
