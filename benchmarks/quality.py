@@ -2,10 +2,11 @@
 
     python -m benchmarks.quality TEXT [--json]
 
-The last tenth of the text is held out, and scored whole in bits for each of its bytes. The peer trains with the settings
-that nanoGPT's README gives for a CPU (characters, 4 layers of 128, context 64, batch 12, 2000 iterations of AdamW), as
-`benchmarks.training_systems.torch_gpt` in PyTorch. The recipe shakespeare of this project gets half of the time which
-the peer takes, and then as much. All time counts, from the start of the process to its end. Needs the extra `test`.
+The last tenth of the text is held out, and scored whole in bits for each of its bytes. The peer trains with the
+settings that nanoGPT's README gives for a CPU (characters, 4 layers of 128, context 64, batch 12, 2000 iterations of
+AdamW), as `benchmarks.training_systems.torch_gpt` in PyTorch. The recipe shakespeare of this project gets half of the
+time which the peer takes, and then as much. All time counts, from the start of the process to its end. Needs the extra
+`test`.
 """
 
 from __future__ import annotations
@@ -97,8 +98,7 @@ def nano(text: Path, iterations: int) -> float:
     cut = len(data) * 9 // 10
     training, held_out = data[:cut], data[cut:]
     torch.manual_seed(1337)
-    shape = {"num_layers": 4, "num_heads": 4, "hidden_dim": 128, "intermediate_dim": 512}
-    model = torch_gpt(GPTConfig(len(characters), context_length=context, **shape))
+    model = torch_gpt(GPTConfig(len(characters), context_length=context, num_layers=4, num_heads=4, hidden_dim=128))
     matrices = [weight for weight in model.parameters() if weight.dim() > 1]
     others = [weight for weight in model.parameters() if weight.dim() < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
