@@ -23,8 +23,8 @@ from gpt_keras.config import GPTConfig
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import whole_folder
 from gpt_keras.data.tokenizer import Tokenizer
-from gpt_keras.layers import zero_weights
 from gpt_keras.model import GPT
+from gpt_keras.parts import zero_weights
 
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 """Tensors that old checkpoints carry and no model needs."""

@@ -20,8 +20,8 @@ from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.folder import check_tensors, fill_model
 from gpt_keras.gguf_header import GGUFFile
 from gpt_keras.gguf_tokenizer import tokenizer_files
-from gpt_keras.layers import zero_weights
 from gpt_keras.model import GPT
+from gpt_keras.parts import zero_weights
 
 _LLAMA_NAMES = {
     "token_embd": "model.embed_tokens",

@@ -9,8 +9,10 @@ import keras
 from keras import ops
 
 from gpt_keras import kernels
+from gpt_keras.attention import Cache
 from gpt_keras.config import GPTConfig
-from gpt_keras.layers import Cache, DecoderBlock, OutputHead, TokenAndPositionEmbedding, make_norm
+from gpt_keras.layers import DecoderBlock, OutputHead, TokenAndPositionEmbedding
+from gpt_keras.parts import make_norm
 from gpt_keras.training.steps import TrainedModel, loss_has_head
 
 Tensor = Any

@@ -20,6 +20,13 @@ TENSORFLOW = os.environ["KERAS_BACKEND"] == "tensorflow"
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell's `&` starts us, and the programs that we interrupt
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+def virtual_devices(count: int, **others: str) -> dict[str, str]:
+    """The environment of a process on JAX with so many devices."""
+    flags = f"--xla_force_host_platform_device_count={count}"
+    return {**os.environ, "KERAS_BACKEND": "jax", "XLA_FLAGS": flags, **others}
+
+
 NAMES = ["parse", "read", "write", "split", "merge", "count", "sort", "find", "load", "close"]
 THINGS = ["line", "file", "token", "word", "tree", "node", "graph", "table", "row", "key"]
 

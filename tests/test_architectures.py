@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from gpt_keras.architectures import ARCHITECTURES, architecture_for, read_config, write_config
+from gpt_keras.attention import rotary_frequencies
 from gpt_keras.config import PRESETS, GPTConfig, RopeScaling
 from gpt_keras.data.errors import InputError
 from gpt_keras.folder import load_folder, save_folder
-from gpt_keras.layers import rotary_frequencies
 from gpt_keras.model import GPT
 
 from .conftest import random_ids

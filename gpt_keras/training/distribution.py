@@ -21,8 +21,8 @@ import numpy as np
 
 from gpt_keras.config import GPTConfig
 from gpt_keras.data.errors import InputError
-from gpt_keras.layers import zero_weights
 from gpt_keras.model import GPT
+from gpt_keras.parts import zero_weights
 from gpt_keras.training.options import TrainOptions
 from gpt_keras.training.processes import processes
 

@@ -1,0 +1,132 @@
+"""What the layers of the decoder have in common: initial weights, a product with a bias, normalization."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import keras
+from keras import layers
+
+from gpt_keras import kernels
+from gpt_keras.config import GPTConfig
+
+Tensor = Any
+
+register = keras.saving.register_keras_serializable(package="gpt_keras")
+_zero_weights: ContextVar[bool] = ContextVar("zero_weights", default=False)
+
+
+@contextlib.contextmanager
+def zero_weights() -> Iterator[None]:
+    """A model built inside starts from zeros: for one that is filled next, since drawing 124 million takes seconds."""
+    token = _zero_weights.set(True)
+    try:
+        yield
+    finally:
+        _zero_weights.reset(token)
+
+
+class Part(layers.Layer):
+    """A layer that is described by the model's configuration alone."""
+
+    def __init__(self, config: GPTConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.config = config
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "config": self.config.to_dict()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Part:
+        return cls(**{**config, "config": GPTConfig(**config["config"])})
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...], **_: Any) -> tuple[int | None, ...]:
+        return input_shape
+
+    def _normal(self, residual: bool = False) -> keras.initializers.Initializer:
+        """Normal(0, initializer_range); smaller by sqrt(2 * num_layers) for a projection back into the residual
+        stream, so that the stream's variance does not grow with depth (Radford et al. 2019, GPT-2, section 2.3)."""
+        if _zero_weights.get():
+            return keras.initializers.Zeros()
+        shrink = math.sqrt(2 * self.config.num_layers) if residual else 1.0
+        return keras.initializers.RandomNormal(stddev=self.config.initializer_range / shrink)
+
+    def _seeds(self) -> Any:
+        """Of what dropout drops; `None` without dropout."""
+        return keras.random.SeedGenerator() if self.config.dropout else None
+
+    def _dense(self, part: str, units: int, name: str, residual: bool = False) -> layers.Dense:
+        return Projection(
+            units,
+            use_bias=self.config.has_bias(part),
+            kernel_initializer=self._normal(residual),
+            dtype=self.dtype_policy,
+            name=name,
+        )
+
+
+@register
+class Projection(layers.Dense):
+    """A Dense layer without activation, whose product `kernels.linear` does."""
+
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        return kernels.linear(inputs, self.kernel, self.bias)
+
+
+@register
+class RMSNorm(layers.Layer):
+    """Divide by the root mean square of the last axis, multiply by a learned scale.
+
+    Source: Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467.
+    """
+
+    def __init__(self, epsilon: float = 1e-6, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        self.scale = self.add_weight(name="scale", shape=(input_shape[-1],), initializer="ones", autocast=False)
+
+    def call(self, x: Tensor) -> Tensor:
+        return kernels.rms_norm(x, self.scale, self.epsilon)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "epsilon": self.epsilon}
+
+
+@register
+class LayerNorm(layers.Layer):
+    """Subtract the mean of the last axis, divide by its standard deviation, learned scale and bias.
+
+    Source: Ba et al. 2016, https://arxiv.org/abs/1607.06450.
+    """
+
+    def __init__(self, epsilon: float = 1e-5, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        self.scale = self.add_weight(name="scale", shape=(input_shape[-1],), initializer="ones", autocast=False)
+        self.bias = self.add_weight(name="bias", shape=(input_shape[-1],), initializer="zeros", autocast=False)
+
+    def call(self, x: Tensor) -> Tensor:
+        return kernels.layer_norm(x, self.scale, self.bias, self.epsilon)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "epsilon": self.epsilon}
+
+
+def make_norm(config: GPTConfig, **kwargs: Any) -> layers.Layer:
+    """The normalization that the configuration names."""
+    norm = RMSNorm if config.normalization == "rms_norm" else LayerNorm
+    return norm(epsilon=config.norm_epsilon, **kwargs)
