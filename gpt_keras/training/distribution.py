@@ -122,7 +122,7 @@ def _mesh(options: TrainOptions, state_bytes: int, count: int) -> tuple[str, tup
     if rows * columns > count or (processes().count > 1 and rows * columns < count):
         raise InputError(f"--mesh {options.mesh} asks for {rows * columns} devices: there are {count}")
     if keras.backend.backend() == "tensorflow":
-        _refuse_on_tensorflow(options, columns)
+        _refuse_on_tensorflow(options, columns, rows * columns > 1)
         kind = "data"
     if kind == "auto":
         kind = "model" if columns > 1 or state_bytes > 0.6 * _device_memory() else "data"
@@ -131,13 +131,13 @@ def _mesh(options: TrainOptions, state_bytes: int, count: int) -> tuple[str, tup
     return (kind, (rows, columns)) if rows * columns > 1 else None
 
 
-def _refuse_on_tensorflow(options: TrainOptions, columns: int) -> None:
+def _refuse_on_tensorflow(options: TrainOptions, columns: int, several: bool) -> None:
     """What only JAX does with several devices."""
     asked = {
         "--distribution model": options.distribution == "model" or columns > 1,
-        f"--accumulate {options.accumulate}": options.accumulate > 1,
-        f"--ema {options.ema}": options.ema > 0,
-        f"--sample-steps {options.sample_steps}": options.sample_steps > 0,
+        f"--accumulate {options.accumulate}": several and options.accumulate > 1,
+        f"--ema {options.ema}": several and options.ema > 0,
+        f"--sample-steps {options.sample_steps}": several and options.sample_steps > 0,
     }
     for flag, given in asked.items():
         if given:

@@ -61,6 +61,12 @@ def test_what_it_cannot_do_is_refused_by_name(source, tmp_path, options):
     assert "over several devices needs JAX: --backend jax" in line and line.count("--") > 1, done.stderr
 
 
+def test_on_one_device_auto_refuses_nothing(source, tmp_path):
+    options = ["--distribution", "auto", "--accumulate", "2", "--ema", "0.9"]
+    done = train(tmp_path / "run", source, 1, "--steps", "1", *options)
+    assert done.returncode == 0, done.stderr
+
+
 def test_several_processes_need_jax(source, tmp_path):
     several = ["--coordinator", "127.0.0.1:1", "--processes", "2", "--process", "0"]
     done = train(tmp_path / "run", source, 1, "--steps", "1", *several)
