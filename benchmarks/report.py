@@ -29,7 +29,7 @@ def in_own_process(module: str, arguments: Sequence[str], environment: dict[str,
         SystemFailedError: It exited with an error.
     """
     command = [sys.executable, "-m", module, *arguments]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "TF_CPU_ALLOCATOR_USE_BFC": "true", **environment}
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemFailedError(done.stderr.strip() or f"exit code {done.returncode}")

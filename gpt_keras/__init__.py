@@ -3,13 +3,16 @@
     lm = gpt_keras.load("runs/default/model")       a trained model: lm.model, lm.tokenizer, lm.generate(...)
     gpt_keras.GPT(gpt_keras.GPTConfig.from_preset("gpt2"))      a fresh one
 
-Names are imported on first use, so importing the package costs nothing.
+Names are imported on first use, so importing the package costs nothing; but it sets variables of the environment that
+TensorFlow reads when it starts (`gpt_keras.backend.tune_tensorflow`), and so belongs before `import tensorflow`.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from gpt_keras.backend import tune_tensorflow
 
 __version__ = "0.1.0"
 
@@ -38,6 +41,9 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from gpt_keras.language_model import load as load
     from gpt_keras.model import GPT as GPT
     from gpt_keras.sampling_options import SamplingOptions as SamplingOptions
+
+
+tune_tensorflow()
 
 
 def __getattr__(name: str) -> Any:

@@ -93,6 +93,7 @@ class MaskedMultiHeadSelfAttention(Part):
         cache: Cache | None = None,
         select: Tensor | None = None,
         dropout_seed: Tensor | None = None,
+        residual: Tensor | None = None,
     ) -> Any:
         """Attend over the tokens of `x`, and over the cache where one is given.
 
@@ -104,6 +105,7 @@ class MaskedMultiHeadSelfAttention(Part):
             cache: Keys and values of this layer, or `None` to attend only within `x`.
             select: int32 [batch]; only this one token of each row attends, and the result's length is 1.
             dropout_seed: For dropout of the probabilities, in training and without cache; `None` for none.
+            residual: Added to the result, whose shape it has.
 
         Returns:
             [batch, length, hidden_dim]; with a cache, the pair of that and the cache with this call's entries.
@@ -116,7 +118,7 @@ class MaskedMultiHeadSelfAttention(Part):
         if cache is None and select is None:
             rate = self.config.dropout
             gathered = kernels.causal_attention(query, key, value, attention_mask, rate, dropout_seed)
-            return self.output_projection(kernels.merge_heads(gathered))
+            return self.output_projection(kernels.merge_heads(gathered), residual)
         slots = positions if cache is not None else None
         if select is not None:
             query = kernels.pick(query, select, axis=2)
@@ -124,7 +126,7 @@ class MaskedMultiHeadSelfAttention(Part):
             attention_mask = None if attention_mask is None else kernels.pick(attention_mask, select, axis=1)
         probabilities = self.probabilities(query, key, slots, attention_mask)
         gathered = kernels.weighted_values(probabilities, value)
-        output = self.output_projection(kernels.merge_heads(gathered))
+        output = self.output_projection(kernels.merge_heads(gathered), residual)
         return output if cache is None else (output, cache)
 
     def project(self, x: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

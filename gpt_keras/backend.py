@@ -38,10 +38,17 @@ def demand_determinism() -> None:
 def start_backend(chosen: str) -> None:
     """Import keras on the backend, and TensorFlow quietly."""
     os.environ["KERAS_BACKEND"] = chosen
-    # Reuses memory between steps instead of returning it to the system: 6 to 10 % of a training step on a CPU.
-    os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
     if chosen == "tensorflow":
         import_tensorflow()
+
+
+def tune_tensorflow() -> None:
+    """Have TensorFlow, which is not imported yet, reuse memory between steps instead of returning it to the system (6 to
+    10 % of a training step on a CPU), and XLA make plain sums, not trees of them (8 %)."""
+    os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_disable_hlo_passes" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_disable_hlo_passes=tree_reduction_rewriter".strip()
 
 
 def import_tensorflow() -> Any:

@@ -41,12 +41,14 @@ class TokenAndPositionEmbedding(Part):
             name="token_embedding",
             shape=(config.vocabulary_size, config.hidden_dim),
             initializer=self._normal(),
+            autocast=False,  # which would cast the whole table for a few rows
         )
         if config.position == "learned":
             self.position_embedding = self.add_weight(
                 name="position_embedding",
                 shape=(config.context_length, config.hidden_dim),
                 initializer=self._normal(),
+                autocast=False,
             )
         self.seeds = self._seeds()
 
@@ -113,11 +115,13 @@ class FeedForwardNetwork(Part):
         self.up.build(input_shape)
         self.down.build((*input_shape[:-1], self.config.intermediate_dim))
 
-    def call(self, x: Tensor) -> Tensor:
+    def call(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[batch, length, hidden_dim] of `x`, of the same shape; `residual`, too, is added to the result."""
         if self.config.feed_forward == "swiglu":
-            return self.down(kernels.swiglu(self.gate(x), self.up(x)))
+            return self.down(kernels.swiglu(self.gate(x), self.up(x)), residual)
         activation = {"gelu": kernels.gelu, "gelu_exact": kernels.gelu_exact, "relu": kernels.relu}
-        return self.down(activation[self.config.feed_forward](kernels.linear(x, self.up.kernel), self.up.bias))
+        inner = activation[self.config.feed_forward](kernels.linear(x, self.up.kernel), self.up.bias)
+        return self.down(inner, residual)
 
 
 @register
@@ -160,22 +164,25 @@ class DecoderBlock(Part):
         if training and rate:
             dropout_seed = self.seeds.next() if dropout_seed is None else dropout_seed
             seeds = [kernels.fold_seed(dropout_seed, number) for number in range(3)]
+        x, seen = self.attention_norm(x, with_input=True) if pre else (x, x)
+        if select is not None:
+            x = kernels.pick(x, select, axis=1)
         attended = self.attention(
-            self.attention_norm(x) if pre else x,
+            seen,
             positions=positions,
             attention_mask=attention_mask,
             cache=cache,
             select=select,
             dropout_seed=seeds[0] if seeds else None,
+            residual=None if seeds else x,  # what is dropped of the attention's result is not dropped of x
         )
         if cache is not None:
             attended, cache = attended
-        if select is not None:
-            x = kernels.pick(x, select, axis=1)
-        x = x + (kernels.dropout(attended, rate, seeds[1]) if seeds else attended)
+        x = x + kernels.dropout(attended, rate, seeds[1]) if seeds else attended
         x = x if pre else self.attention_norm(x)
-        transformed = self.feed_forward(self.feed_forward_norm(x) if pre else x)
-        x = x + (kernels.dropout(transformed, rate, seeds[2]) if seeds else transformed)
+        x, seen = self.feed_forward_norm(x, with_input=True) if pre else (x, x)
+        transformed = self.feed_forward(seen, residual=None if seeds else x)
+        x = x + kernels.dropout(transformed, rate, seeds[2]) if seeds else transformed
         x = x if pre else self.feed_forward_norm(x)
         return x if cache is None else (x, cache)
 

@@ -73,8 +73,9 @@ class Part(layers.Layer):
 class Projection(layers.Dense):
     """A Dense layer without activation, whose product `kernels.linear` does."""
 
-    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
-        return kernels.linear(inputs, self.kernel, self.bias)
+    def call(self, inputs: Tensor, residual: Tensor | None = None, training: bool | None = None) -> Tensor:
+        """`residual`, of the result's shape, is added to it."""
+        return kernels.linear(inputs, self.kernel, self.bias, residual)
 
 
 @register
@@ -91,8 +92,9 @@ class RMSNorm(layers.Layer):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.scale = self.add_weight(name="scale", shape=(input_shape[-1],), initializer="ones", autocast=False)
 
-    def call(self, x: Tensor) -> Tensor:
-        return kernels.rms_norm(x, self.scale, self.epsilon)
+    def call(self, x: Tensor, with_input: bool = False) -> Any:
+        """With `with_input`, the pair of `x`, to go on with, and its normalization."""
+        return kernels.rms_norm(x, self.scale, self.epsilon, with_input)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return input_shape
@@ -116,8 +118,9 @@ class LayerNorm(layers.Layer):
         self.scale = self.add_weight(name="scale", shape=(input_shape[-1],), initializer="ones", autocast=False)
         self.bias = self.add_weight(name="bias", shape=(input_shape[-1],), initializer="zeros", autocast=False)
 
-    def call(self, x: Tensor) -> Tensor:
-        return kernels.layer_norm(x, self.scale, self.bias, self.epsilon)
+    def call(self, x: Tensor, with_input: bool = False) -> Any:
+        """With `with_input`, the pair of `x`, to go on with, and its normalization."""
+        return kernels.layer_norm(x, self.scale, self.bias, self.epsilon, with_input)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return input_shape

@@ -81,11 +81,13 @@ def few_rows(transposed: dict[int, Tensor]) -> Iterator[None]:
 
 
 @_choose
-def linear(x: Tensor, kernel: Any, bias: Any = None) -> Tensor:
-    """`x @ kernel + bias`, [..., out], of `x` [..., in], `kernel` [in, out] and `bias` [out], variables or tensors."""
+def linear(x: Tensor, kernel: Any, bias: Any = None, residual: Tensor | None = None) -> Tensor:
+    """`x @ kernel + bias + residual`, [..., out], of `x` [..., in], `kernel` [in, out] and `bias` [out], variables or
+    tensors, and `residual` [..., out]."""
     copy = (_few_rows.get() or {}).get(id(kernel))
     product = ops.matmul(x, kernel) if copy is None else _rows_by_matrix(x, ops.cast(copy, x.dtype))
-    return product if bias is None else product + ops.cast(bias, product.dtype)
+    product = product if bias is None else product + ops.cast(bias, product.dtype)
+    return product if residual is None else residual + product
 
 
 @_choose
@@ -135,20 +137,27 @@ def _as_written(x: Tensor) -> Tensor:
 
 
 @_choose
-def rms_norm(x: Tensor, scale: Tensor, epsilon: float) -> Tensor:
-    """`x / rms(x) * scale` over the last axis, computed in float32, returned in `x`'s dtype."""
+def rms_norm(x: Tensor, scale: Tensor, epsilon: float, with_input: bool = False) -> Any:
+    """`x / rms(x) * scale` over the last axis, computed in float32, returned in `x`'s dtype.
+
+    With `with_input`, the pair of `x` and that: what else is done with `x` should be done with the first of the pair,
+    whose gradient is then added up in the same pass.
+    """
     wide = ops.cast(x, "float32")
     wide = wide * ops.rsqrt(ops.mean(ops.square(wide), axis=-1, keepdims=True) + epsilon)
-    return ops.cast(wide * ops.cast(scale, "float32"), x.dtype)
+    normed = ops.cast(wide * ops.cast(scale, "float32"), x.dtype)
+    return (x, normed) if with_input else normed
 
 
 @_choose
-def layer_norm(x: Tensor, scale: Tensor, bias: Tensor, epsilon: float) -> Tensor:
-    """`(x - mean(x)) / std(x) * scale + bias` over the last axis, computed in float32, returned in `x`'s dtype."""
+def layer_norm(x: Tensor, scale: Tensor, bias: Tensor, epsilon: float, with_input: bool = False) -> Any:
+    """`(x - mean(x)) / std(x) * scale + bias` over the last axis, computed in float32, returned in `x`'s dtype;
+    `with_input` as in `rms_norm`."""
     wide = ops.cast(x, "float32")
     wide = wide - ops.mean(wide, axis=-1, keepdims=True)
     wide = wide * ops.rsqrt(ops.mean(ops.square(wide), axis=-1, keepdims=True) + epsilon)
-    return ops.cast(wide * ops.cast(scale, "float32") + ops.cast(bias, "float32"), x.dtype)
+    normed = ops.cast(wide * ops.cast(scale, "float32") + ops.cast(bias, "float32"), x.dtype)
+    return (x, normed) if with_input else normed
 
 
 @_choose

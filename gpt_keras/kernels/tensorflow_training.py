@@ -32,11 +32,14 @@ def _rms_norm_forward(x: Tensor, scale: Tensor, epsilon: float) -> tuple[Tensor,
 
 
 @_compiled
-def _rms_norm_backward(x: Tensor, scale: Tensor, inverse: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
+def _rms_norm_backward(
+    x: Tensor, scale: Tensor, inverse: Tensor, upstream: Tensor, onto: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`onto` is what else flows to `x`."""
     normed = tf.cast(x, F32) * inverse
     upstream = tf.cast(upstream, F32)
     scaled = upstream * scale
-    gradient = inverse * (scaled - normed * tf.reduce_mean(scaled * normed, -1, keepdims=True))
+    gradient = inverse * (scaled - normed * tf.reduce_mean(scaled * normed, -1, keepdims=True)) + tf.cast(onto, F32)
     return tf.cast(gradient, x.dtype), tf.cast(upstream * normed, x.dtype)
 
 
@@ -46,18 +49,19 @@ def _row_sum(x: Tensor) -> Tensor:
     return tf.cast(tf.matmul(tf.ones((1, rows.shape[0]), x.dtype), rows)[0], F32)
 
 
-def rms_norm(x: Tensor, scale: Tensor, epsilon: float) -> Tensor:
+def rms_norm(x: Tensor, scale: Tensor, epsilon: float, with_input: bool = False) -> Any:
     @tf.custom_gradient
     def function(x: Tensor, scale: Tensor) -> Any:
         normed, inverse = _rms_norm_forward(x, scale, epsilon)
 
-        def gradient(upstream: Tensor) -> tuple[Tensor, Tensor]:
-            inner, per_row = _rms_norm_backward(x, scale, inverse, upstream)
+        def gradient(onto: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
+            inner, per_row = _rms_norm_backward(x, scale, inverse, upstream, onto)
             return inner, _row_sum(per_row)
 
-        return normed, gradient
+        return (tf.identity(x), normed), gradient
 
-    return function(x, tf.convert_to_tensor(scale))
+    pair = function(x, tf.convert_to_tensor(scale))
+    return pair if with_input else pair[1]
 
 
 @_compiled
@@ -70,28 +74,30 @@ def _layer_norm_forward(x: Tensor, scale: Tensor, bias: Tensor, epsilon: float) 
 
 @_compiled
 def _layer_norm_backward(
-    x: Tensor, scale: Tensor, mean: Tensor, inverse: Tensor, upstream: Tensor
+    x: Tensor, scale: Tensor, mean: Tensor, inverse: Tensor, upstream: Tensor, onto: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """`onto` is what else flows to `x`."""
     normed = (tf.cast(x, F32) - mean) * inverse
     upstream = tf.cast(upstream, F32)
     scaled = upstream * scale
     along = normed * tf.reduce_mean(scaled * normed, -1, keepdims=True)
-    gradient = inverse * (scaled - tf.reduce_mean(scaled, -1, keepdims=True) - along)
+    gradient = inverse * (scaled - tf.reduce_mean(scaled, -1, keepdims=True) - along) + tf.cast(onto, F32)
     return tf.cast(gradient, x.dtype), tf.cast(upstream * normed, x.dtype)
 
 
-def layer_norm(x: Tensor, scale: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+def layer_norm(x: Tensor, scale: Tensor, bias: Tensor, epsilon: float, with_input: bool = False) -> Any:
     @tf.custom_gradient
     def function(x: Tensor, scale: Tensor, bias: Tensor) -> Any:
         normed, mean, inverse = _layer_norm_forward(x, scale, bias, epsilon)
 
-        def gradient(upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            inner, per_row = _layer_norm_backward(x, scale, mean, inverse, upstream)
+        def gradient(onto: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            inner, per_row = _layer_norm_backward(x, scale, mean, inverse, upstream, onto)
             return inner, _row_sum(per_row), _row_sum(upstream)
 
-        return normed, gradient
+        return (tf.identity(x), normed), gradient
 
-    return function(x, tf.convert_to_tensor(scale), tf.convert_to_tensor(bias))
+    pair = function(x, tf.convert_to_tensor(scale), tf.convert_to_tensor(bias))
+    return pair if with_input else pair[1]
 
 
 @_compiled
@@ -138,7 +144,7 @@ def gelu(x: Tensor, bias: Any = None) -> Tensor:
         value, slope = _gelu_and_slope(x, bias)
 
         def gradient(upstream: Tensor) -> tuple[Tensor, Tensor]:
-            inner = upstream * slope
+            inner = _multiply(upstream, slope)
             return inner, _row_sum(inner) if bias.shape.rank else tf.zeros(())
 
         return value, gradient
@@ -146,17 +152,34 @@ def gelu(x: Tensor, bias: Any = None) -> Tensor:
     return function(x, tf.zeros(()) if bias is None else tf.cast(bias, F32))
 
 
-def linear(x: Tensor, kernel: Any, bias: Any = None) -> Tensor:
+@_compiled
+def _multiply(x: Tensor, y: Tensor) -> Tensor:
+    return x * y
+
+
+def linear(x: Tensor, kernel: Any, bias: Any = None, residual: Tensor | None = None) -> Tensor:
     rows = tf.reshape(x, (-1, x.shape[-1]))
     product = tf.matmul(rows, tf.cast(kernel, x.dtype))
-    if bias is not None:
-        product = _add_bias(product, tf.cast(bias, F32))
-    return tf.reshape(product, (*x.shape[:-1], product.shape[-1]))
+    product = tf.reshape(product, (*x.shape[:-1], product.shape[-1]))
+    if bias is None and residual is None:
+        return product
+    nothing = tf.zeros(())
+
+    @tf.custom_gradient
+    def add(product: Tensor, bias: Tensor, residual: Tensor) -> Any:
+        def gradient(upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            parts = _row_sum(upstream) if bias.shape.rank else nothing, upstream if residual.shape.rank else nothing
+            return upstream, *parts
+
+        return _add(product, bias, residual), gradient
+
+    return add(product, nothing if bias is None else tf.cast(bias, F32), nothing if residual is None else residual)
 
 
-@tf.custom_gradient
-def _add_bias(x: Tensor, bias: Tensor) -> Any:
-    return tf.nn.bias_add(x, tf.cast(bias, x.dtype)), lambda upstream: (upstream, _row_sum(upstream))
+@_compiled
+def _add(x: Tensor, *others: Tensor) -> Tensor:
+    """One pass over memory, where TensorFlow would put the bias into the product, and take longer for both."""
+    return tf.cast(sum((tf.cast(other, F32) for other in others), tf.cast(x, F32)), x.dtype)
 
 
 def project_heads(x: Tensor, weights: Sequence[tuple[Any, Any]], head_dim: int) -> tuple[Tensor, ...]:
@@ -211,7 +234,7 @@ def causal_attention(
     key_value_heads = key.shape[1]
     step = _block_length(length)
     blocks = [(start, start + step) for start in range(0, length, step)]
-    scale = tf.cast(1.0 / math.sqrt(head_dim), query.dtype)
+    scale = 1.0 / math.sqrt(head_dim)
 
     def rows(x: Tensor) -> Tensor:
         """Query heads that share a key head as rows of one matrix."""
@@ -222,12 +245,11 @@ def causal_attention(
 
     @tf.custom_gradient
     def function(query: Tensor, key: Tensor, value: Tensor) -> Any:
-        query = query * scale
         probabilities, outputs, kept = [], [], []
         for number, (start, stop) in enumerate(blocks):
             scores = tf.matmul(rows(query[:, :, start:stop]), key[:, :, :stop], transpose_b=True)
             visible = _visible(start, stop) if mask is None else _visible(start, stop) & mask[:, start:stop, :stop]
-            block = tf.nn.softmax(_hide(unrows(scores), visible))
+            block = tf.nn.softmax(_scale_and_hide(unrows(scores), visible, scale))
             probabilities.append(block)
             if dropout_seed is not None:
                 seed = kernels.fold_seed(dropout_seed, number)
@@ -245,13 +267,11 @@ def causal_attention(
                 if dropout_seed is not None:
                     inner = _drop(inner, kept[number], 1.0 / (1.0 - dropout_rate))
                     dropped = _drop(block, kept[number], 1.0 / (1.0 - dropout_rate))
-                inner = _softmax_backward(block, inner, output[:, :, start:stop], upstream[:, :, start:stop])
+                inner = _softmax_backward(block, inner, output[:, :, start:stop], upstream[:, :, start:stop], scale)
                 queries.append(unrows(tf.matmul(rows(inner), key[:, :, :stop])))
-                behind = ((0, 0), (0, 0), (0, length - stop), (0, 0))
-                query_rows = rows(query[:, :, start:stop])
-                keys.append(tf.pad(tf.matmul(rows(inner), query_rows, transpose_a=True), behind))
-                values.append(tf.pad(tf.matmul(rows(dropped), above, transpose_a=True), behind))
-            return tf.concat(queries, 2) * scale, tf.add_n(keys), tf.add_n(values)
+                keys.append(tf.matmul(rows(inner), rows(query[:, :, start:stop]), transpose_a=True))
+                values.append(tf.matmul(rows(dropped), above, transpose_a=True))
+            return tf.concat(queries, 2), _sum_of_starts(keys), _sum_of_starts(values)
 
         return output, gradient
 
@@ -277,15 +297,24 @@ def _drop(x: Tensor, kept: Tensor, scale: float) -> Tensor:
 
 
 @_compiled
-def _hide(scores: Tensor, visible: Tensor) -> Tensor:
-    return tf.where(visible[:, None], scores, tf.cast(-1e30, scores.dtype))
+def _scale_and_hide(scores: Tensor, visible: Tensor, scale: float) -> Tensor:
+    return tf.cast(tf.where(visible[:, None], tf.cast(scores, F32) * scale, -1e30), scores.dtype)
 
 
 @_compiled
-def _softmax_backward(probabilities: Tensor, upstream: Tensor, output: Tensor, above: Tensor) -> Tensor:
-    """The row sums of probabilities * upstream are those of output * above, over far fewer columns."""
+def _softmax_backward(probabilities: Tensor, upstream: Tensor, output: Tensor, above: Tensor, scale: float) -> Tensor:
+    """The gradient of the scores before scaling. The row sums of probabilities * upstream are those of output * above,
+    over far fewer columns."""
     row_sums = tf.reduce_sum(tf.cast(output, F32) * tf.cast(above, F32), -1, keepdims=True)
-    return tf.cast(tf.cast(probabilities, F32) * (tf.cast(upstream, F32) - row_sums), probabilities.dtype)
+    return tf.cast(tf.cast(probabilities, F32) * (tf.cast(upstream, F32) - row_sums) * scale, probabilities.dtype)
+
+
+@_compiled
+def _sum_of_starts(parts: list[Tensor]) -> Tensor:
+    """The sum, [batch, heads, length, head_dim], of tensors that reach 1/n, 2/n, ... of the length, zeros behind."""
+    length = parts[-1].shape[2]
+    padded = [tf.pad(tf.cast(part, F32), ((0, 0), (0, 0), (0, length - part.shape[2]), (0, 0))) for part in parts]
+    return tf.cast(sum(padded), parts[0].dtype)
 
 
 @_compiled

@@ -20,8 +20,16 @@ def summed_loss(
     def loss_and_slope(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         return vocabulary_loss.loss_and_slope(logits, targets, weights, label_smoothing, z_loss)
 
-    if kernels.fast() and None not in hidden.shape:
-        loss_and_slope = tf.function(loss_and_slope, jit_compile=True, autograph=False)
+    def wider(slope: Tensor, factor: Tensor) -> Tensor:
+        return tf.cast(factor * tf.cast(slope, tf.float32), table.dtype)
+
+    def add(total: Tensor, slope: Tensor) -> Tensor:
+        return tf.cast(total, tf.float32) + tf.cast(slope, tf.float32)
+
+    if kernels.fast() and None not in hidden.shape:  # each of them one pass over memory
+        loss_and_slope, wider, add = (
+            tf.function(function, jit_compile=True, autograph=False) for function in (loss_and_slope, wider, add)
+        )
 
     @tf.custom_gradient
     def function(hidden: Tensor, table: Tensor) -> Any:
@@ -31,21 +39,23 @@ def summed_loss(
         rows = flat[0].shape[0]
         sizes = [rows] if rows is None else _even_sizes(rows, -(-rows * vocabulary // vocabulary_loss.PIECE))
         total, hidden_slopes = tf.constant(0.0), []
-        table_slope = tf.zeros(table.shape)
+        table_slope = None
         for x, target, weight in zip(
             *(tf.split(part, sizes) if len(sizes) > 1 else [part] for part in flat), strict=True
         ):
-            with tf.control_dependencies([table_slope]):  # else several pieces would be in memory at a time
-                x = tf.identity(x)
+            if table_slope is not None:
+                with tf.control_dependencies([table_slope]):  # else several pieces would be in memory at a time
+                    x = tf.identity(x)
             logits = tf.matmul(x, narrow, transpose_b=True)
             loss, slope = loss_and_slope(logits, target, weight)
             total += loss
             hidden_slopes.append(tf.matmul(slope, narrow))
-            table_slope += tf.cast(tf.matmul(slope, x, transpose_a=True), tf.float32)
+            part = tf.matmul(slope, x, transpose_a=True)
+            table_slope = part if table_slope is None else add(table_slope, part)
         hidden_slope = tf.reshape(tf.concat(hidden_slopes, 0), tf.shape(hidden))
 
         def gradient(upstream: Tensor) -> tuple[Tensor, Tensor]:
-            return tf.cast(upstream, hidden.dtype) * hidden_slope, tf.cast(upstream * table_slope, table.dtype)
+            return tf.cast(upstream, hidden.dtype) * hidden_slope, wider(table_slope, upstream)
 
         return total, gradient
 

@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 
 import numpy as np
@@ -45,8 +46,16 @@ def test_the_result_does_not_depend_on_the_number_of_workers(large, tokenizer, t
 
 def test_a_preparation_killed_again_and_again_gives_the_same_bytes(large, tokenizer, tmp_path):
     tokenizer.save(tmp_path / "t.model")
-    often = "import sys; from gpt_keras.data import preparation; preparation.NOTE_SECONDS = 0; "
-    often += "from gpt_keras.corpus import cli; sys.exit(cli())"
+    # Notes behind every block, and a breath behind every note, so that it is not done before it is killed.
+    often = textwrap.dedent("""
+        import sys, time
+        from gpt_keras.data import preparation
+        write = preparation.write_note
+        preparation.NOTE_SECONDS = 0
+        preparation.write_note = lambda *arguments: (write(*arguments), time.sleep(0.1))
+        from gpt_keras.corpus import cli
+        sys.exit(cli())
+    """)
 
     def start(output, workers):
         arguments = ["prepare", large, "--tokenizer", tmp_path / "t.model", "--output", output, "--workers", workers]
