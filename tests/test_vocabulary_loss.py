@@ -93,7 +93,7 @@ def sizes_in_step(hidden, table, targets):
 
 @pytest.mark.parametrize("pieces", [1, 4])
 def test_nothing_is_as_large_as_the_logits(pieces, monkeypatch):
-    batch, length, vocabulary = 4, 64, 500
+    batch, length, vocabulary = 4, 64, 512
     monkeypatch.setattr(vocabulary_loss, "PIECE", batch * length * vocabulary // pieces)
     hidden, table = np.zeros((batch, length, 8), np.float32), np.zeros((vocabulary, 8), np.float32)
     largest = max(sizes_in_step(hidden, table, random_ids((batch, length), vocabulary)))

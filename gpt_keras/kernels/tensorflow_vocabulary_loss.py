@@ -11,30 +11,34 @@ from gpt_keras.kernels import vocabulary_loss
 
 Tensor = Any
 
+_ALIGNMENT = 64
+
 
 def summed_loss(
     hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor, label_smoothing: float, z_loss: float
 ) -> Tensor:
-    """One piece after the other."""
+    """One piece after the other. The table is transposed once, and the vocabulary filled up to a multiple of 64, which
+    makes products faster by up to a half."""
+    vocabulary, width = table.shape
+    behind = -vocabulary % _ALIGNMENT
 
     def loss_and_slope(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        return vocabulary_loss.loss_and_slope(logits, targets, weights, label_smoothing, z_loss)
-
-    def wider(slope: Tensor, factor: Tensor) -> Tensor:
-        return tf.cast(factor * tf.cast(slope, tf.float32), table.dtype)
+        return vocabulary_loss.loss_and_slope(logits, targets, weights, label_smoothing, z_loss, vocabulary)
 
     def add(total: Tensor, slope: Tensor) -> Tensor:
         return tf.cast(total, tf.float32) + tf.cast(slope, tf.float32)
 
+    def widened(slope: Tensor, factor: Tensor) -> Tensor:
+        return tf.cast(factor * tf.cast(slope[:vocabulary], tf.float32), table.dtype)
+
     if kernels.fast() and None not in hidden.shape:  # each of them one pass over memory
-        loss_and_slope, wider, add = (
-            tf.function(function, jit_compile=True, autograph=False) for function in (loss_and_slope, wider, add)
+        loss_and_slope, add, widened = (
+            tf.function(function, jit_compile=True, autograph=False) for function in (loss_and_slope, add, widened)
         )
 
     @tf.custom_gradient
     def function(hidden: Tensor, table: Tensor) -> Any:
-        width, vocabulary = table.shape[1], table.shape[0]
-        narrow = tf.cast(table, hidden.dtype)
+        columns = tf.pad(tf.transpose(tf.cast(table, hidden.dtype)), ((0, 0), (0, behind)))
         flat = [tf.reshape(hidden, (-1, width)), tf.reshape(targets, (-1,)), tf.reshape(weights, (-1,))]
         rows = flat[0].shape[0]
         sizes = [rows] if rows is None else _even_sizes(rows, -(-rows * vocabulary // vocabulary_loss.PIECE))
@@ -46,16 +50,15 @@ def summed_loss(
             if table_slope is not None:
                 with tf.control_dependencies([table_slope]):  # else several pieces would be in memory at a time
                     x = tf.identity(x)
-            logits = tf.matmul(x, narrow, transpose_b=True)
-            loss, slope = loss_and_slope(logits, target, weight)
+            loss, slope = loss_and_slope(tf.matmul(x, columns), target, weight)
             total += loss
-            hidden_slopes.append(tf.matmul(slope, narrow))
+            hidden_slopes.append(tf.matmul(slope, columns, transpose_b=True))
             part = tf.matmul(slope, x, transpose_a=True)
             table_slope = part if table_slope is None else add(table_slope, part)
         hidden_slope = tf.reshape(tf.concat(hidden_slopes, 0), tf.shape(hidden))
 
         def gradient(upstream: Tensor) -> tuple[Tensor, Tensor]:
-            return tf.cast(upstream, hidden.dtype) * hidden_slope, wider(table_slope, upstream)
+            return tf.cast(upstream, hidden.dtype) * hidden_slope, widened(table_slope, upstream)
 
         return total, gradient
 

@@ -71,7 +71,12 @@ def num_pieces(batch: int, length: int, vocabulary: int) -> int:
 
 
 def loss_and_slope(
-    logits: Tensor, targets: Tensor, weights: Tensor, label_smoothing: float, z_loss: float
+    logits: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    label_smoothing: float,
+    z_loss: float,
+    vocabulary: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The summed loss of a piece, and its gradient with respect to the logits, in their dtype.
 
@@ -81,18 +86,23 @@ def loss_and_slope(
         weights: float32 [...].
         label_smoothing: As `summed_loss`.
         z_loss: As `summed_loss`.
+        vocabulary: How many of the logits mean something, by default all; the others' gradient is 0.
     """
     wide = ops.cast(logits, "float32")
-    vocabulary = logits.shape[-1]
+    columns = ops.arange(logits.shape[-1], dtype="int32")
+    vocabulary = vocabulary or logits.shape[-1]
+    there = columns < vocabulary
+    if vocabulary < logits.shape[-1]:
+        wide = ops.where(there, wide, -1e30)
     largest = ops.max(wide, axis=-1, keepdims=True)
     exponents = ops.exp(wide - largest)
     total = ops.sum(exponents, axis=-1, keepdims=True)
     normalizer = (largest + ops.log(total))[..., 0]
-    chosen = ops.arange(vocabulary, dtype="int32") == targets[..., None]
+    chosen = columns == targets[..., None]
     picked = ops.sum(ops.where(chosen, wide, 0.0), axis=-1)
     loss = normalizer - (1.0 - label_smoothing) * picked
     if label_smoothing:
-        loss = loss - label_smoothing * ops.mean(wide, axis=-1)
+        loss = loss - (label_smoothing / vocabulary) * ops.sum(ops.where(there, wide, 0.0), axis=-1)
     factor = weights
     if z_loss:
         loss = loss + z_loss * ops.square(normalizer)
@@ -101,7 +111,7 @@ def loss_and_slope(
         chosen, ((1.0 - label_smoothing) * weights)[..., None], 0.0
     )
     if label_smoothing:
-        slope = slope - (label_smoothing / vocabulary) * weights[..., None]
+        slope = slope - ops.where(there, (label_smoothing / vocabulary) * weights[..., None], 0.0)
     return ops.sum(loss * weights), ops.cast(slope, logits.dtype)
 
 
