@@ -42,15 +42,6 @@ def start_backend(chosen: str) -> None:
         import_tensorflow()
 
 
-def tune_tensorflow() -> None:
-    """Have TensorFlow, which is not imported yet, reuse memory between steps instead of returning it to the system, and
-    XLA make plain sums, not trees of them: 6 to 10 % and 8 % of a training step on a CPU."""
-    os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
-    flags = os.environ.get("XLA_FLAGS", "")
-    if "xla_disable_hlo_passes" not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_disable_hlo_passes=tree_reduction_rewriter".strip()
-
-
 def import_tensorflow() -> Any:
     """TensorFlow, without the lines that it writes to standard error while it is imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

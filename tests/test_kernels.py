@@ -113,6 +113,58 @@ def test_fast_kernels_equal_plain_ones_in_value_and_gradient(name, dtype):
 
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("norm", ["rms_norm", "layer_norm"])
+def test_what_goes_past_a_norm_adds_to_its_gradient(norm, dtype):
+    import tensorflow as tf
+
+    parameters = [tf.constant(normal(16, seed=i)) for i in range(1 if norm == "rms_norm" else 2)]
+
+    def function(x, *parameters):
+        kept, normed = getattr(kernels, norm)(x, *parameters, 1e-5, True)
+        return tf.concat([3 * kept, normed], -1)
+
+    assert_equal_with_fast_kernels(function, [tf.cast(normal(2, 8, 16), dtype), *parameters], [], dtype)
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_residual_is_added_to_a_product(biased, dtype):
+    import tensorflow as tf
+
+    x, kernel, residual = (tf.cast(normal(*shape), dtype) for shape in ((2, 8, 16), (16, 24), (2, 8, 24)))
+    bias = [tf.constant(normal(24, seed=5))] if biased else []
+
+    def function(x, kernel, residual, bias=None):
+        return kernels.linear(x, kernel, bias, residual)
+
+    assert_equal_with_fast_kernels(function, [x, kernel, residual, *bias], [], dtype)
+
+
+@pytest.mark.skipif(TENSORFLOW, reason="what JAX has")
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("key_value_heads", [4, 2])
+def test_the_attention_of_gpus_equals_the_plain_one(key_value_heads, masked):
+    """By the code that takes cuDNN's where there is a GPU, and XLA's here."""
+    import jax
+
+    from gpt_keras.kernels import jax_attention
+
+    inputs = [normal(2, heads, 24, 8, seed=i) for i, heads in enumerate((4, key_value_heads, key_value_heads))]
+    documents = np.cumsum(np.random.default_rng(0).random((2, 24)) < 0.2, axis=1)
+    mask = documents[:, :, None] == documents[:, None, :] if masked else None
+    upstream = normal(2, 4, 24, 8, seed=9)
+
+    def results(attention):
+        value, back = jax.vjp(lambda *inputs: attention(*inputs, mask), *inputs)
+        return [value, *back(upstream)]
+
+    for ours, theirs in zip(results(jax_attention.causal_attention), results(kernels.causal_attention), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("biased", [True, False])
 def test_heads_are_projected_together_as_one_by_one(biased, dtype):
     import tensorflow as tf

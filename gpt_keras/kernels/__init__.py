@@ -29,19 +29,31 @@ _few_rows: ContextVar[dict[int, Tensor] | None] = ContextVar("few_rows", default
 def fast_kernels() -> Iterator[None]:
     """Use this backend's faster kernels for operations traced inside the block, where it has any.
 
-    The TensorFlow ones pay on a CPU for tensors whose sizes are all known (`tensorflow_training`). On JAX, and for
-    other tensors, the block changes nothing.
+    The TensorFlow ones pay on a CPU for tensors whose sizes are all known (`tensorflow_training`); on JAX, GPUs have
+    an attention of their own (`jax_attention`). Elsewhere the block changes nothing.
     """
     found: dict[str, Callable[..., Any]] = {}
     if keras.backend.backend() == "tensorflow":
         from gpt_keras.kernels import tensorflow_training
 
         found = tensorflow_training.KERNELS
+    elif _on_jax_gpu():
+        from gpt_keras.kernels import jax_attention
+
+        found = jax_attention.KERNELS
     token = _faster.set(found)
     try:
         yield
     finally:
         _faster.reset(token)
+
+
+def _on_jax_gpu() -> bool:
+    if keras.backend.backend() != "jax":
+        return False
+    import jax
+
+    return jax.default_backend() == "gpu"
 
 
 def fast() -> bool:
