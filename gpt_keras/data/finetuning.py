@@ -2,6 +2,8 @@
 
     {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}
 
+Records of another form are made into conversations first (`gpt_keras.tasks`).
+
 Several conversations share a row, with segment ids so that none sees another, since most are much shorter than the
 context. Which ones do is decided once, by best fit; batch number n is then a pure function of (examples, seed, n), as
 in `gpt_keras.data.pretraining`.
@@ -13,18 +15,18 @@ import bisect
 import functools
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from gpt_keras.data.conversations import encode_for_training
+from gpt_keras.data.conversations import Message, encode_for_training
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.pipeline import numbered_dataset
 from gpt_keras.data.pretraining import keyed, permute
-from gpt_keras.data.reading import Part, read_values
-from gpt_keras.data.sources import open_source
+from gpt_keras.data.reading import Part
+from gpt_keras.data.records import Fields, fields_of, open_records
 from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.data.workers import map_in_order
 
@@ -33,9 +35,36 @@ INPUTS = ("token_ids", "positions", "segment_ids")
 _BYTES_FOR_A_WORKER = 1 << 20
 
 
+class Form(Protocol):
+    """How a record becomes conversations; can be pickled."""
+
+    @property
+    def fields(self) -> Fields:
+        """What a record has."""
+
+    def conversations(self, record: dict[str, Any]) -> Sequence[Sequence[Message]]:
+        """Those that a record makes: one, or several that stay together.
+
+        Raises:
+            InputError: The record is not of this form.
+        """
+
+
+class Conversations:
+    """Records that are conversations, under the field `messages`."""
+
+    fields = Fields(("messages",))
+
+    def conversations(self, record: dict[str, Any]) -> Sequence[Sequence[Message]]:
+        messages = record["messages"]
+        if not isinstance(messages, list):
+            raise InputError(f"messages must be a list of turns, not {type(messages).__name__}")
+        return [messages]
+
+
 @dataclass(frozen=True)
 class Examples:
-    """Tokenized conversations behind one another.
+    """Tokenized conversations behind one another, those of a record side by side.
 
     Attributes:
         tokens: int32 [tokens].
@@ -68,11 +97,12 @@ def read_examples(
     template: str | None = None,
     report: Callable[[int], None] = lambda examples: None,
     workers: int | None = None,
+    form: Form = Conversations(),
 ) -> Examples:
     """Read and tokenize conversations.
 
     Args:
-        sources: JSON lines, Parquet, tfds: or hf: (`gpt_keras.data.sources`) with a field `messages`.
+        sources: JSON lines, tables, Parquet, tfds: or hf: (`gpt_keras.data.records`) with the fields of `form`.
         tokenizer: The model's.
         context_length: The longest example that fits has one token more, which is only predicted.
         truncation: What to do with a longer one: refuse the data; drop it; cut_start, keep its last tokens, so that a
@@ -81,71 +111,109 @@ def read_examples(
         template: Another chat template than the tokenizer's.
         report: Called with the number of examples read so far.
         workers: Processes; by default as many as there are cores, but one for little data. Does not change the result.
+        form: How records become conversations. Of a record with several, all are kept or dropped.
 
     Raises:
         InputError: Naming the file and line: it is no conversation, or one that is too long.
     """
-    tokens: list[np.ndarray] = []
-    trained: list[np.ndarray] = []
-    dropped = {"too_long": 0, "nothing_to_learn": 0}
-    cut = read = 0
-    opened = [open_source(source, "messages") for source in ([sources] if isinstance(sources, str) else sources)]
+    opened = [open_records(source) for source in ([sources] if isinstance(sources, str) else sources)]
     if workers is None:
         size = sum(source.total_bytes or 0 for source in opened)
         workers = max(1, min(os.cpu_count() or 1, size // _BYTES_FOR_A_WORKER))
-    work = _TokenizePart(dict(tokenizer.files), template or tokenizer.chat_template)
+    work = _TokenizePart(dict(tokenizer.files), template or tokenizer.chat_template, form)
     parts = (part for source in opened for part in source.parts())
     tokenized = itertools.chain.from_iterable(
         map_in_order(work if workers > 1 else work.here(tokenizer), parts, workers)
     )
-    for name, ids, says in tokenized:
-        read += 1
+    examples = _gather(tokenized, context_length, truncation, report)
+    if examples is None:
+        raise InputError(f"{', '.join(source.name for source in opened)}: no example to learn from is left")
+    return examples
+
+
+def examples_of(
+    records: Sequence[dict[str, Any]],
+    tokenizer: Tokenizer,
+    context_length: int,
+    truncation: Truncation = "refuse",
+    template: str | None = None,
+    form: Form = Conversations(),
+) -> Examples:
+    """As `read_examples`, of records that are here.
+
+    Raises:
+        InputError: Naming the record's number, from 0.
+    """
+    part = Part("record", "records", list(records))
+    work = _TokenizePart({}, template or tokenizer.chat_template, form, tokenizer)
+    examples = _gather(work(part), context_length, truncation, lambda read: None)
+    if examples is None:
+        raise InputError("no example to learn from is left")
+    return examples
+
+
+def _gather(
+    tokenized: Iterable[tuple[str, list[tuple[np.ndarray, np.ndarray]]]],
+    context_length: int,
+    truncation: Truncation,
+    report: Callable[[int], None],
+) -> Examples | None:
+    """The examples that fit, or are made to."""
+    tokens: list[np.ndarray] = []
+    trained: list[np.ndarray] = []
+    dropped = {"too_long": 0, "nothing_to_learn": 0}
+    cut = 0
+    for read, (name, group) in enumerate(tokenized, 1):
         report(read)
-        if len(ids) > context_length + 1:
+        longest = max(len(ids) for ids, _ in group)
+        if longest > context_length + 1:
             if truncation == "refuse":
                 raise InputError(
-                    f"{name}: {len(ids):,} tokens do not fit a context of {context_length:,}: use a longer one, or "
+                    f"{name}: {longest:,} tokens do not fit a context of {context_length:,}: use a longer one, or "
                     "choose what to do with long examples: drop, cut_start or cut_end"
                 )
             if truncation == "drop":
                 dropped["too_long"] += 1
                 continue
             kept = slice(-context_length - 1, None) if truncation == "cut_start" else slice(context_length + 1)
-            ids, says = ids[kept], says[kept]
+            group = [(ids[kept], says[kept]) for ids, says in group]
             cut += 1
-        if not says[1:].any():
+        if not all(says[1:].any() for _, says in group):
             dropped["nothing_to_learn"] += 1
             continue
-        tokens.append(ids)
-        trained.append(says)
+        tokens += [ids for ids, _ in group]
+        trained += [says for _, says in group]
     if not tokens:
-        raise InputError(f"{', '.join(source.name for source in opened)}: no example to learn from is left")
+        return None
     ends = np.cumsum([len(ids) for ids in tokens], dtype=np.int64)
     return Examples(np.concatenate(tokens), np.concatenate(trained), ends, dropped, cut)
 
 
 class _TokenizePart:
-    """Some of the conversations, in any process: name, ids int32, and whether each is trained."""
+    """Some of the records, in any process: name, and of each conversation the ids int32 and whether each is trained."""
 
-    def __init__(self, files: dict[str, bytes], template: str | None, tokenizer: Tokenizer | None = None) -> None:
-        self._files, self._template, self._tokenizer = files, template, tokenizer
+    def __init__(
+        self, files: dict[str, bytes], template: str | None, form: Form, tokenizer: Tokenizer | None = None
+    ) -> None:
+        self._files, self._template, self._form, self._tokenizer = files, template, form, tokenizer
 
     def here(self, tokenizer: Tokenizer) -> _TokenizePart:
         """The same with a tokenizer that is there already."""
-        return _TokenizePart(self._files, self._template, tokenizer)
+        return _TokenizePart(self._files, self._template, self._form, tokenizer)
 
-    def __call__(self, part: Part) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    def __call__(self, part: Part) -> list[tuple[str, list[tuple[np.ndarray, np.ndarray]]]]:
         self._tokenizer = self._tokenizer or Tokenizer.from_files(self._files, "the tokenizer")
         assert self._tokenizer is not None
         done = []
-        for name, messages in read_values(part, "messages"):
-            if not isinstance(messages, list | np.ndarray):
-                raise InputError(f"{name}: messages must be a list of turns, not {type(messages).__name__}")
+        for name, record in fields_of(part, self._form.fields):
             try:
-                ids, says = encode_for_training(self._tokenizer, list(messages), self._template)
+                group = [
+                    encode_for_training(self._tokenizer, list(messages), self._template)
+                    for messages in self._form.conversations(record)
+                ]
             except InputError as error:
                 raise InputError(f"{name}: {error}") from error
-            done.append((name, np.array(ids, np.int32), np.array(says, bool)))
+            done.append((name, [(np.array(ids, np.int32), np.array(says, bool)) for ids, says in group]))
         return done
 
 

@@ -43,8 +43,8 @@ class Part:
 
     Attributes:
         name: Of the file or data set; of the document, where the part is one.
-        kind: `text`, one document as UTF-8; `lines`, whole lines of JSON; `records`, the texts of records.
-        content: The bytes, or the records' texts (whatever the field held).
+        kind: `text`, one document as UTF-8; `lines`, whole lines of JSON; `records`, records or the texts of them.
+        content: The bytes, or the records, or what their field held.
         first: Number of the first line or record.
         offset: Where the bytes begin in the (unpacked) file.
     """
@@ -60,7 +60,14 @@ class Part:
         """Bytes, or characters of records."""
         if isinstance(self.content, bytes):
             return len(self.content)
-        return sum(len(text) for text in self.content if isinstance(text, str | bytes))
+        return sum(map(_size, self.content))
+
+
+def _size(value: Any) -> int:
+    """Characters or bytes of a text, or of those in a record."""
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return len(value) if isinstance(value, str | bytes) else 0
 
 
 Block = list[Part]
@@ -102,14 +109,14 @@ def read_part(part: Part, text_key: str, repair: bool = False) -> Iterator[Docum
 
 
 def file_parts(
-    file: str | Path, name: str, text_key: str, opened: Callable[[Any], IO[bytes]] = io.FileIO
+    file: str | Path, name: str, text_key: str | None, opened: Callable[[Any], IO[bytes]] = io.FileIO
 ) -> Iterator[Part]:
     """The parts of one file.
 
     Args:
         file: Where it is.
         name: Its name in the source.
-        text_key: The field of a Parquet file that holds the text.
+        text_key: The field of a Parquet file that holds the text; `None` for whole records.
         opened: Opens `file`, wherever that is.
 
     Raises:
@@ -195,7 +202,7 @@ def _line_parts(stream: IO[bytes], name: str) -> Iterator[Part]:
         yield Part(name, "lines", raw, first, offset)
 
 
-def _parquet(stream: IO[bytes], file: str | Path, name: str, text_key: str) -> Iterator[Part]:
+def _parquet(stream: IO[bytes], file: str | Path, name: str, text_key: str | None) -> Iterator[Part]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -204,6 +211,9 @@ def _parquet(stream: IO[bytes], file: str | Path, name: str, text_key: str) -> I
     try:
         with pyarrow.parquet.ParquetFile(stream, buffer_size=BLOCK_BYTES, pre_buffer=False) as table:
             columns = table.schema_arrow.names
+            if text_key is None:
+                yield from record_parts((row for batch in table.iter_batches(256) for row in batch.to_pylist()), name)
+                return
             if text_key not in columns:
                 raise InputError(_no_field(name, text_key, columns))
             texts = (text.as_py() for batch in table.iter_batches(256, columns=[text_key]) for text in batch.column(0))
@@ -213,12 +223,12 @@ def _parquet(stream: IO[bytes], file: str | Path, name: str, text_key: str) -> I
 
 
 def record_parts(texts: Iterable[Any], name: str) -> Iterator[Part]:
-    """Parts of some records each, out of the texts of all (whatever the field held)."""
+    """Parts of some records each, out of all records, or out of the texts of all (whatever the field held)."""
     held: list[Any] = []
     size = first = 0
     for text in texts:
         held.append(text)
-        size += len(text) if isinstance(text, str | bytes) else 0
+        size += _size(text)
         if size >= BLOCK_BYTES or len(held) >= 65536:
             yield Part(name, "records", held, first)
             first, held, size = first + len(held), [], 0
@@ -266,8 +276,8 @@ def _place_to_cut(raw: bytes) -> int:
     return place
 
 
-def read_values(part: Part, key: str) -> Iterator[tuple[str, Any]]:
-    """The field `key` of each record of a part, whatever it holds, with the record's name.
+def read_values(part: Part, key: str | None) -> Iterator[tuple[str, Any]]:
+    """The field `key` of each record of a part, whatever it holds, with the record's name; `None` for whole records.
 
     Raises:
         InputError: It is not JSON, or a record has no such field.
@@ -277,7 +287,8 @@ def read_values(part: Part, key: str) -> Iterator[tuple[str, Any]]:
             yield f"{part.name}:{number}", value
         return
     if part.kind == "text":
-        raise InputError(f"{part.name}: expected records with a field {key!r}, as JSON lines (.jsonl) have, not text")
+        what = "records" if key is None else f"records with a field {key!r}"
+        raise InputError(f"{part.name}: expected {what}, as JSON lines (.jsonl) have, not text")
     assert isinstance(part.content, bytes)
     offset = part.offset
     for number, raw in enumerate(part.content.split(b"\n"), part.first):
@@ -292,10 +303,13 @@ def read_values(part: Part, key: str) -> Iterator[tuple[str, Any]]:
         yield f"{part.name}:{number}", field_of(record, f"{part.name}:{number}", key)
 
 
-def field_of(record: Any, name: str, text_key: str) -> Any:
-    """The field of a record; raises InputError where there is none."""
+def field_of(record: Any, name: str, text_key: str | None) -> Any:
+    """The field of a record, or with `None` the record; raises InputError where there is none."""
     if not isinstance(record, dict):
-        raise InputError(f"{name}: expected an object with a {text_key!r} field, found {type(record).__name__}")
+        what = "an object" if text_key is None else f"an object with a {text_key!r} field"
+        raise InputError(f"{name}: expected {what}, found {type(record).__name__}")
+    if text_key is None:
+        return record
     if text_key not in record:
         raise InputError(_no_field(name, text_key, record))
     return record[text_key]

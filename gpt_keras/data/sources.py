@@ -42,13 +42,13 @@ class Source:
 
     Attributes:
         name: What it was opened as.
-        text_key: The field of records that holds the text.
+        text_key: The field of records that holds the text; `None` where whole records are wanted.
         parts: Call it for a fresh pass over the parts.
         named_files: The files it reads, where it is files, each with its name in the source.
     """
 
     name: str
-    text_key: str
+    text_key: str | None
     parts: Callable[[], Iterator[Part]]
     named_files: tuple[tuple[str, Path], ...] = ()
 
@@ -63,6 +63,7 @@ class Source:
         Raises:
             InputError: While reading: something is not UTF-8 text or not JSON.
         """
+        assert self.text_key is not None
         for part in self.parts():
             yield from read_part(part, self.text_key)
 
@@ -81,12 +82,13 @@ class Source:
         return [[str(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
 
 
-def open_source(source: str, text_key: str = "text") -> Source:
+def open_source(source: str, text_key: str | None = "text") -> Source:
     """Find `source`.
 
     Args:
         source: As in this module's description.
-        text_key: The field of a JSON line, or of a data set's record, that holds the text.
+        text_key: The field of a JSON line, or of a data set's record, that holds the text; `None` for parts of whole
+            records, in which the classes of a data set go by their names.
 
     Raises:
         InputError: There is no such source.
@@ -166,7 +168,7 @@ def _python_stdlib() -> tuple[list[Path], Path]:
     return [p for p in sorted(root.rglob("*.py")) if not _NOT_LIBRARY.intersection(p.relative_to(root).parts)], root
 
 
-def _tensorflow_dataset(name: str, text_key: str) -> Callable[[], Iterator[Part]]:
+def _tensorflow_dataset(name: str, text_key: str | None) -> Callable[[], Iterator[Part]]:
     name, _, split = name.partition("/")
     try:
         import tensorflow_datasets as tfds
@@ -174,12 +176,14 @@ def _tensorflow_dataset(name: str, text_key: str) -> Callable[[], Iterator[Part]
         raise InputError("tfds: sources need one more package: pip install 'gpt_keras[datasets]'") from error
 
     def records() -> Iterable[Any]:
-        return tfds.as_numpy(tfds.load(name, split=split or "train", shuffle_files=False))
+        data, info = tfds.load(name, split=split or "train", shuffle_files=False, with_info=True)
+        classes = {key: f for key, f in _items(info.features) if isinstance(f, tfds.features.ClassLabel)}
+        return (_named_classes(record, classes) for record in tfds.as_numpy(data))
 
     return lambda: _from_records(records, f"tfds:{name}", text_key)
 
 
-def _hugging_face_dataset(name: str, text_key: str) -> Callable[[], Iterator[Part]]:
+def _hugging_face_dataset(name: str, text_key: str | None) -> Callable[[], Iterator[Part]]:
     try:
         import datasets
     except ImportError as error:
@@ -192,13 +196,27 @@ def _hugging_face_dataset(name: str, text_key: str) -> Callable[[], Iterator[Par
     def records() -> Iterable[Any]:
         if (Path(name) / "state.json").exists() or (Path(name) / "dataset_dict.json").exists():
             saved = datasets.load_from_disk(name)
-            return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
-        return datasets.load_dataset(name, split=split, streaming=True)
+            data = saved[split] if isinstance(saved, datasets.DatasetDict) else saved
+        else:
+            data = datasets.load_dataset(name, split=split, streaming=True)
+        classes = {key: f for key, f in _items(data.features) if isinstance(f, datasets.ClassLabel)}
+        return (_named_classes(record, classes) for record in data)
 
     return lambda: _from_records(records, f"hf:{name}", text_key)
 
 
-def _from_records(records: Callable[[], Iterable[Any]], name: str, text_key: str) -> Iterator[Part]:
+def _items(features: Any) -> Iterable[tuple[str, Any]]:
+    """A data set's features by name; a stream may not know them."""
+    return features.items() if hasattr(features, "items") else ()
+
+
+def _named_classes(record: Any, classes: dict[str, Any]) -> Any:
+    """The record with the names of its classes in place of their numbers; -1 is no class."""
+    named = {key: f.int2str(int(record[key])) for key, f in classes.items() if key in record and record[key] >= 0}
+    return {**record, **named} if named else record
+
+
+def _from_records(records: Callable[[], Iterable[Any]], name: str, text_key: str | None) -> Iterator[Part]:
     try:
         texts = (field_of(record, f"{name}:{number}", text_key) for number, record in enumerate(records()))
         yield from record_parts(texts, name)

@@ -119,8 +119,11 @@ class SharedDisk(LocalFileSystem):
     def mkdirs(self, path):
         return super().mkdirs(self._local(path))
 
-    def _path_open(self, path, *options, **more):
-        return super()._path_open(self._local(path), *options, **more)
+    def create(self, path, *options, **more):
+        return super().create(self._local(path), *options, **more)
+
+    def open(self, path, *options, **more):
+        return super().open(self._local(path), *options, **more)
 
     def delete(self, paths):
         return super().delete([self._local(path) for path in paths])
