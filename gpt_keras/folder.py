@@ -55,7 +55,7 @@ def save_folder(model: GPT, tokenizer: Tokenizer | None, path: str | Path) -> No
         _sort_metadata(folder / "model.safetensors")
         if tokenizer is not None:
             tokenizer.write(folder, model.config.context_length)
-            _write_json(folder / "generation_config.json", {**ids, "max_new_tokens": 128})
+            _write_json(folder / "generation_config.json", ids)
 
 
 def _sort_metadata(path: Path) -> None:
