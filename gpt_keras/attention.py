@@ -132,8 +132,12 @@ class MaskedMultiHeadSelfAttention(Part):
     def project(self, x: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [batch, num_heads, length, head_dim], and keys and values [batch, num_key_value_heads, length,
         head_dim], normalized and rotated where the configuration says so. Arguments as `call`."""
-        weights = [(part.kernel, part.bias) for part in (self.query, self.key, self.value)]
-        query, key, value = kernels.project_heads(x, weights, self.config.head_dim)
+        parts, head_dim = (self.query, self.key, self.value), self.config.head_dim
+        if self.query.lora_enabled:
+            query, key, value = (kernels.split_heads(part(x), head_dim) for part in parts)
+        else:
+            weights = [(part.base_kernel, part.bias) for part in parts]
+            query, key, value = kernels.project_heads(x, weights, head_dim)
         if self.config.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.config.position == "rotary":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from gpt_keras.data.errors import InputError
 from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.folder import load_folder, save_folder
 from gpt_keras.generation import Completion, Generator
+from gpt_keras.lora import Adapter, AdapterSwitch, is_adapter, read_adapter_config
 from gpt_keras.model import GPT
 from gpt_keras.sampling_options import SamplingOptions
 
@@ -56,6 +58,21 @@ class LanguageModel:
     def generator(self) -> Generator:
         """Holds the compiled generation functions."""
         return Generator(self.model, self.tokenizer)
+
+    @cached_property
+    def _adapters(self) -> AdapterSwitch:
+        return AdapterSwitch(self.model)
+
+    def use_adapter(self, path: str | Path | None) -> None:
+        """Have the model be itself with an adapter, or with `None` itself again; switching loses nothing.
+
+        Args:
+            path: An adapter's folder, ours or PEFT's (`gpt_keras.lora`).
+
+        Raises:
+            InputError: There is none, or it is for another model.
+        """
+        self._adapters.use(None if path is None else Adapter.load(path, self.config))
 
     @cached_property
     def _chat_generator(self) -> Generator:
@@ -148,8 +165,9 @@ def load(path: str | Path, dtype: str | None = None) -> LanguageModel:
     """Open a model.
 
     Args:
-        path: A model folder, ours or a Hugging Face one; a .gguf file; `hf:ORG/NAME` from the hub's cache, or
-            downloaded; or `smollm2`, the small chat model of the extra of that name.
+        path: A model folder, ours or a Hugging Face one; an adapter's folder, ours or PEFT's, which opens as the model
+            that it is for with the adapter in it; a .gguf file; `hf:ORG/NAME` from the hub's cache, or downloaded; or
+            `smollm2`, the small chat model of the extra of that name.
         dtype: Dtype or policy of the layers; Keras's global policy by default.
 
     Raises:
@@ -158,6 +176,10 @@ def load(path: str | Path, dtype: str | None = None) -> LanguageModel:
     place = str(path)
     if place.startswith(HUB):
         return LanguageModel(*load_folder(hub_folder(place.removeprefix(HUB)), dtype))
+    if is_adapter(place):
+        lm = load(_base_of(Path(place)), dtype)
+        lm.use_adapter(place)
+        return lm
     if place == SMOLLM2 and not Path(place).exists():
         place = str(smollm2_file())
     if Path(place).suffix.lower() == ".gguf":
@@ -165,6 +187,18 @@ def load(path: str | Path, dtype: str | None = None) -> LanguageModel:
 
         return LanguageModel(*load_gguf(Path(place), dtype))
     return LanguageModel(*load_folder(place, dtype))
+
+
+def _base_of(adapter: Path) -> str:
+    """The model that an adapter is for; a path is looked for from here, and then from the adapter's folder."""
+    base = str(read_adapter_config(adapter)["base_model_name_or_path"])
+    if base == SMOLLM2 or base.startswith(HUB) or Path(base).exists():
+        return base
+    if (adapter / base).exists():
+        return str(adapter / base)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", base):  # as PEFT writes a model on the hub
+        return HUB + base
+    raise InputError(f"{adapter}: the model that this adapter is for, {base}, is not there")
 
 
 def hub_folder(name: str) -> Path:

@@ -120,8 +120,8 @@ class FeedForwardNetwork(Part):
         if self.config.feed_forward == "swiglu":
             return self.down(kernels.swiglu(self.gate(x), self.up(x)), residual)
         activation = {"gelu": kernels.gelu, "gelu_exact": kernels.gelu_exact, "relu": kernels.relu}
-        inner = activation[self.config.feed_forward](kernels.linear(x, self.up.kernel), self.up.bias)
-        return self.down(inner, residual)
+        inner = self.up.adapted(kernels.linear(x, self.up.base_kernel), x)
+        return self.down(activation[self.config.feed_forward](inner, self.up.bias), residual)
 
 
 @register

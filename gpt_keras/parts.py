@@ -75,7 +75,20 @@ class Projection(layers.Dense):
 
     def call(self, inputs: Tensor, residual: Tensor | None = None, training: bool | None = None) -> Tensor:
         """`residual`, of the result's shape, is added to it."""
-        return kernels.linear(inputs, self.kernel, self.bias, residual)
+        return self.adapted(kernels.linear(inputs, self.base_kernel, self.bias, residual), inputs)
+
+    @property
+    def base_kernel(self) -> Any:
+        """The kernel [in, out] without what an adapter adds to it."""
+        return self._kernel
+
+    def adapted(self, product: Tensor, inputs: Tensor) -> Tensor:
+        """The product of `inputs` with the base kernel, plus what the low-rank adapter makes of them, if there is one
+        (`gpt_keras.lora`). The adapter's kernels are never multiplied with each other, which is what saves work."""
+        if not self.lora_enabled:
+            return product
+        inner = kernels.linear(inputs, self.lora_kernel_a) * (self.lora_alpha / self.lora_rank)
+        return kernels.linear(inner, self.lora_kernel_b, None, product)
 
 
 @register
