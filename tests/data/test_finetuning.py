@@ -240,7 +240,7 @@ def test_bad_data_is_one_line_that_says_where(tmp_path, tokenizer, lines, words)
 
 def test_text_is_not_taken_for_conversations(tmp_path, tokenizer):
     (tmp_path / "book.txt").write_text("hello")
-    with pytest.raises(InputError, match="text; records are .jsonl"):
+    with pytest.raises(InputError, match=r"text; records are \.jsonl"):
         read_examples(str(tmp_path / "book.txt"), tokenizer, CONTEXT)
 
 
