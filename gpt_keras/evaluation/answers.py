@@ -1,0 +1,158 @@
+"""What a model makes of a task's records: its answers, the probabilities of labels and of the reference answers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gpt_keras.data.conversations import Message, encode_conversation, encode_for_training, turn_ends
+from gpt_keras.data.errors import InputError
+from gpt_keras.evaluation.scoring import Scored, Scorer
+from gpt_keras.generation import Generator
+from gpt_keras.language_model import LanguageModel
+from gpt_keras.sampling_options import SamplingOptions
+from gpt_keras.tasks.task import Outputs, Record, Task
+
+Report = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and how much there is."""
+
+PLAIN_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' else '\n\n' }}{% endfor %}"
+)
+"""For a model that was not trained to chat: questions and answers as text."""
+
+
+@dataclass
+class Answerer:
+    """Answers a task's records with one model.
+
+    Attributes:
+        lm: The model.
+        task: The task.
+        batch_size: Records at a time.
+        cut: How many conversations lost tokens from the left, because they did not fit the model's context.
+    """
+
+    lm: LanguageModel
+    task: Task
+    batch_size: int = 16
+    cut: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.tokenizer = self.lm.text_tokenizer
+        self.template = self.tokenizer.chat_template or PLAIN_TEMPLATE
+        ends = self.tokenizer.end_ids | turn_ends(self.tokenizer, self.template)
+        self._generator = Generator(self.lm.model, self.tokenizer, ends, self.lm.generator.decoder)
+        self._scorer = Scorer(self.lm.model, self.tokenizer.padding_id, self.batch_size)
+
+    def outputs(
+        self,
+        records: Sequence[Record],
+        options: SamplingOptions = SamplingOptions(),
+        generate: bool = True,
+        report: Report = lambda words, done, total: None,
+    ) -> Outputs:
+        """All that the task can be measured by.
+
+        Args:
+            records: With the task's fields.
+            options: For the answers: temperature, number of sequences, ... By default up to the task's own length.
+            generate: Whether answers are wanted, which take the most time.
+            report: Told how far it is.
+
+        Raises:
+            InputError: A record is not what the task expects, or the model cannot read it.
+        """
+        nats, tokens = self._likelihoods(records, report)
+        labels = self.task.labels(records)
+        return Outputs(
+            answers=self._answers(records, options, report) if generate else None,
+            label_probabilities=self._label_probabilities(records, labels, report) if labels else None,
+            nats=nats,
+            tokens=tokens,
+        )
+
+    def _likelihoods(self, records: Sequence[Record], report: Report) -> tuple[np.ndarray, np.ndarray]:
+        """Nats and number of the tokens that the assistant says in each record."""
+        turns = [list(self._turns(self.task.messages(record))) for record in records]
+        scores = iter(self._score(itertools.chain.from_iterable(turns), "reference answers", report))
+        found = [[next(scores) for _ in pairs] for pairs in turns]
+        nats = np.array([sum(score.nats for score in scores) for scores in found])
+        return nats, np.array([sum(score.tokens for score in scores) for scores in found])
+
+    def _label_probabilities(self, records: Sequence[Record], labels: Sequence[str], report: Report) -> np.ndarray:
+        """The probability of each label as the whole answer, [records, labels]; every row adds up to 1."""
+        pairs = []
+        for record in records:
+            prompt = self.task.prompt(record)
+            for label in labels:
+                *_, last = self._turns([*prompt, {"role": "assistant", "content": label}])
+                pairs.append(last)
+        nats = np.array([score.nats for score in self._score(pairs, "labels", report)]).reshape(-1, len(labels))
+        odds = np.exp(nats.min(1, keepdims=True) - nats)
+        return odds / odds.sum(1, keepdims=True)
+
+    def _turns(self, messages: Sequence[Message]) -> Iterable[tuple[list[int], list[int]]]:
+        """Each of the assistant's turns: the tokens before it, and its own, with the one that ends it."""
+        ids, trained = encode_for_training(self.tokenizer, messages, self.template)
+        edges = np.flatnonzero(np.diff([False, *trained, False])).tolist()
+        for start, stop in zip(edges[0::2], edges[1::2], strict=True):
+            yield ids[:start], ids[start:stop]
+
+    def _score(self, pairs: Iterable[tuple[list[int], list[int]]], words: str, report: Report) -> list[Scored]:
+        """The scores of turns; what does not fit the context loses tokens from the left."""
+        fitting = []
+        room = self.lm.config.context_length
+        for context, answer in pairs:
+            self.cut += len(context) + len(answer) > room + 1
+            fitting.append((context or [self.tokenizer.padding_id], answer[-room:]))
+        return self._scorer.score(fitting, lambda done: report(words, done, len(fitting)))
+
+    def _answers(self, records: Sequence[Record], options: SamplingOptions, report: Report) -> list[list[str]]:
+        context = self.lm.config.context_length
+        length = min(options.max_new_tokens or self.task.max_new_tokens, context // 2)
+        options = SamplingOptions(**{**vars(options), "max_new_tokens": length})
+        prompts = []
+        for record in records:
+            ids = encode_conversation(self.tokenizer, self.task.prompt(record), self.template)
+            self.cut += len(ids) + length - 1 > context
+            prompts.append(ids[-(context - length + 1) :])
+        order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
+        answers: list[list[str]] = [[] for _ in prompts]
+        for start in range(0, len(order), self.batch_size):
+            numbers = order[start : start + self.batch_size]
+            found = self._generator.complete([prompts[number] for number in numbers], options)
+            for number, completions in zip(numbers, found, strict=True):
+                answers[number] = [completion.text.strip() for completion in completions]
+            report("answers", start + len(numbers), len(order))
+        return answers
+
+
+def text_likelihoods(
+    lm: LanguageModel, texts: Sequence[str], batch_size: int = 16, report: Report = lambda words, done, total: None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Nats, tokens and UTF-8 bytes of each text: from its begin token on, in windows of the context's length that do
+    not overlap, every token scored once.
+
+    Raises:
+        InputError: The model has no tokenizer.
+    """
+    tokenizer, length = lm.text_tokenizer, lm.config.context_length
+    first = next((i for i in (tokenizer.begin_id, tokenizer.end_id) if i is not None), tokenizer.padding_id)
+    pairs, owners = [], []
+    for number, text in enumerate(texts):
+        ids = [first, *tokenizer.encode(text)]
+        for start in range(1, len(ids), length):
+            pairs.append(([ids[start - 1]], ids[start : start + length]))
+            owners.append(number)
+    if not pairs:
+        raise InputError("there is no text to score")
+    scorer = Scorer(lm.model, tokenizer.padding_id, batch_size)
+    scores = scorer.score(pairs, lambda done: report("texts", done, len(pairs)))
+    nats = np.bincount(owners, [score.nats for score in scores], len(texts))
+    tokens = np.bincount(owners, [score.tokens for score in scores], len(texts))
+    return nats, tokens, np.array([len(text.encode()) for text in texts])

@@ -1,0 +1,181 @@
+"""`evaluate`: its figures computed again in other ways, and what it says when something is wrong."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+import gpt_keras
+from gpt_keras.config import GPTConfig
+from gpt_keras.data.errors import InputError
+from gpt_keras.evaluate import EvaluateOptions, cli, main
+from gpt_keras.evaluation.answers import PLAIN_TEMPLATE, Answerer, text_likelihoods
+from gpt_keras.folder import save_folder
+from gpt_keras.tasks import find_task
+
+from ..conftest import build, program
+
+SENTIMENT = [
+    {"text": f"{program(number)[:40]}", "label": "positive" if number % 3 else "negative"} for number in range(9)
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer, tmp_path_factory):
+    config = GPTConfig.from_preset("nano", vocabulary_size=512, context_length=96, initializer_range=0.1)
+    path = tmp_path_factory.mktemp("evaluated") / "model"
+    save_folder(build(config), tokenizer, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def lm(folder):
+    return gpt_keras.load(folder, dtype="float32")
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+    return str(path)
+
+
+def probabilities(lm, ids):
+    """The model's own, one row at a time, with NumPy's softmax."""
+    logits = np.asarray(lm.model(np.array([ids[:-1]], np.int32)), np.float64)[0]
+    logits -= logits.max(-1, keepdims=True)
+    table = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return table[np.arange(len(ids) - 1), ids[1:]]
+
+
+def test_labels_and_answers_have_the_probabilities_that_the_model_gives_them(lm):
+    tokenizer = lm.tokenizer
+    outputs = Answerer(lm, find_task("sentiment"), batch_size=4).outputs(SENTIMENT, generate=False)
+    for row, record in enumerate(SENTIMENT):
+        logs = []
+        for label in ("negative", "positive"):
+            prompt = tokenizer.encode(f"What is the sentiment of this text?\n\n{record['text'].strip()}\n\n{label}")
+            ids = [tokenizer.begin_id, *prompt, tokenizer.end_id]
+            count = len(tokenizer.encode(label)) + 1
+            logs.append(probabilities(lm, ids)[-count:].sum())
+        odds = np.exp(logs - np.max(logs))
+        np.testing.assert_allclose(outputs.label_probabilities[row], odds / odds.sum(), atol=1e-4)
+        assert outputs.nats[row] == pytest.approx(-logs[record["label"] == "positive"], rel=1e-4)
+        assert outputs.tokens[row] == len(tokenizer.encode(record["label"])) + 1
+
+
+def test_answers_are_what_generate_gives(lm):
+    answerer = Answerer(lm, find_task("sentiment"), batch_size=4)
+    answers = answerer.outputs(SENTIMENT).answers
+    for record, (answer,) in zip(SENTIMENT, answers, strict=True):
+        prompt = f"What is the sentiment of this text?\n\n{record['text'].strip()}\n\n"
+        assert answer == lm.generate(prompt, max_new_tokens=8).strip()
+
+
+def test_a_text_is_scored_whole_in_windows_of_the_context(lm):
+    texts = [program(1), "short", program(2)]
+    nats, tokens, size = text_likelihoods(lm, texts, batch_size=3)
+    np.testing.assert_allclose(nats, [-total for total in lm.score(texts)], rtol=1e-4)
+    assert tokens.tolist() == [len(lm.tokenizer.encode(text)) for text in texts]
+    assert size.tolist() == [len(text.encode()) for text in texts]
+
+
+def test_every_turn_of_the_assistant_counts(lm):
+    turns = [("user", "a"), ("assistant", "one"), ("user", "b"), ("assistant", "two words")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    outputs = Answerer(lm, find_task("chat")).outputs([{"messages": messages}], generate=False)
+    assert outputs.tokens[0] == sum(len(lm.tokenizer.encode(text)) + 1 for text in ("one", "two words"))
+
+
+def test_what_does_not_fit_loses_its_beginning_and_is_counted(lm):
+    long = [{"document": program(3) * 3, "summary": "all of it"}, {"document": "a b", "summary": "c"}]
+    answerer = Answerer(lm, find_task("summarization"))
+    outputs = answerer.outputs(long)
+    assert answerer.cut == 2 and np.isfinite(outputs.nats).all() and len(outputs.answers) == 2
+
+
+def test_the_command_measures_models_and_baselines_and_writes_answers(folder, tmp_path, capsys):
+    data = write(tmp_path / "valid.jsonl", [{"sentence": r["text"], "label": r["label"]} for r in SENTIMENT])
+    train = write(tmp_path / "train.jsonl", [{"sentence": r["text"], "label": r["label"]} for r in SENTIMENT])
+    output = tmp_path / "answers.jsonl"
+    options = EvaluateOptions(
+        str(folder), "sentiment", [data], map=["text=sentence"], train=[train], output=output, json=True, batch_size=4
+    )
+    main(options)
+    said = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert set(said["systems"]) == {str(folder), "majority", "TF-IDF, logistic regression"}
+    assert said["metrics"] == said["systems"][str(folder)]
+    assert said["systems"]["majority"]["accuracy"] == pytest.approx(6 / 9)
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    best = [("negative", "positive")[int(np.argmax(line["label_probabilities"]))] for line in lines]
+    right = np.mean([a == line["record"]["label"] for a, line in zip(best, lines, strict=True)])
+    assert said["metrics"]["accuracy"] == pytest.approx(right)
+    nats, tokens = (sum(line[name] for line in lines) for name in ("nats", "tokens"))
+    assert said["metrics"]["answer_perplexity"] == pytest.approx(math.exp(nats / tokens))
+    for name, (low, high) in said["intervals"].items():
+        assert low <= said["metrics"][name] <= high, name
+
+
+@pytest.mark.parametrize("name", ["chat", "code", "content", "debugging", "paraphrase", "sentiment", "summarization"])
+def test_every_task_has_records_to_try_it_with(name, folder, capsys):
+    main(EvaluateOptions(str(folder), name, limit=3, max_new_tokens=4, json=True))
+    printed = capsys.readouterr()
+    systems = json.loads(printed.out.strip().splitlines()[-1])["systems"]
+    assert "made here, which are for trying out" in printed.err
+    assert "answer_perplexity" in systems[str(folder)] and len(systems[str(folder)]) > 1
+    if "pass@1" in systems[str(folder)]:
+        assert systems["the references"]["pass@1"] == 100.0
+
+
+def test_perplexity_of_any_text(folder, lm, tmp_path, capsys):
+    text = program(5)
+    (tmp_path / "text.txt").write_text(text)
+    main(EvaluateOptions(str(folder), "perplexity", [str(tmp_path / "text.txt")], json=True))
+    said = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["metrics"]
+    assert said["bits_per_byte"] == pytest.approx(-lm.score(text) / math.log(2) / len(text.encode()), rel=1e-4)
+    assert said["perplexity"] == pytest.approx(math.exp(-lm.score(text) / len(lm.tokenizer.encode(text))), rel=1e-4)
+
+
+def test_samples_and_their_seed(lm):
+    from gpt_keras.sampling_options import SamplingOptions
+
+    def sampled(seed):
+        options = SamplingOptions(temperature=1.0, num_sequences=3, seed=seed, max_new_tokens=6)
+        return (
+            Answerer(lm, find_task("paraphrase")).outputs([{"text": "a b", "paraphrase": "b a"}] * 2, options).answers
+        )
+
+    assert sampled(1) == sampled(1) != sampled(2)
+    assert [len(answers) for answers in sampled(1)] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "sentimet"], "there is no task sentimet"),
+        (["--map", "words=text"], "there is no field words; fields are text, label"),
+        (["--samples", "2"], "--samples above 1 needs a --temperature"),
+        (["--limit", "0"], "--limit must be at least 1"),
+        (["--data", "missing.jsonl"], "missing.jsonl: no such file"),
+        (["--data", "DATA", "--map", "text=phrase"], "no field 'phrase'; there are text, label"),
+        (["--data", "EMPTY"], "there is no record in it"),
+    ],
+)
+def test_what_is_wrong_is_one_line(folder, tmp_path, arguments, message, capsys, monkeypatch):
+    places = {"DATA": write(tmp_path / "a.jsonl", SENTIMENT), "EMPTY": write(tmp_path / "b.jsonl", [])}
+    given = ["evaluate", str(folder), *(() if "--task" in arguments else ("--task", "sentiment"))]
+    given += ["--data", places["DATA"]] if "--data" not in arguments else []
+    monkeypatch.setattr("sys.argv", [*given, *(places.get(argument, argument) for argument in arguments)])
+    assert cli() == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+
+
+def test_perplexity_is_of_some_text():
+    with pytest.raises(InputError, match="--task perplexity needs --data"):
+        EvaluateOptions("model", "perplexity")
+
+
+def test_a_model_without_template_is_asked_in_plain_text(lm):
+    assert Answerer(lm, find_task("sentiment")).template == PLAIN_TEMPLATE
+    with pytest.raises(InputError, match="no turn of the assistant"):
+        Answerer(lm, find_task("chat")).outputs([{"messages": [{"role": "user", "content": "a"}]}])
