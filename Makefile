@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 # What does not depend on the backend is tested once.
-MODEL_SIDE := tests --ignore=tests/data --ignore=tests/test_config.py
+MODEL_SIDE := tests --ignore=tests/data --ignore=tests/tasks --ignore=tests/evaluation/test_sandbox.py --ignore=tests/test_config.py
 .DEFAULT_GOAL := help
 .PHONY: help train test test-all test-llama bench lint constraints clean
 

@@ -90,6 +90,24 @@ def test_baselines_are_what_they_say():
     assert sentiment["TF-IDF, logistic regression"]["accuracy"] == 1.0
 
 
+def test_a_result_that_json_wrote_down_is_the_same_result():
+    fixed = "def f(x):\n    return [(x, 0.1 + 0.2)], 'a'"
+    tests = {
+        "assert f(1) == [[[1, 0.3]], 'a']": True,
+        "assert f(1) == ([(1, 0.3)], 'a')": True,
+        "assert f(1) == [[[1, 0.31]], 'a']": False,
+        "assert f(1) == [[[2, 0.3]], 'a']": False,
+        "assert f(1) == [[[1, 0.3]]]": False,
+        "assert f(1) == [[[1, 0.3]], 'b']": False,
+        "assert len(f(1)) == 2 and f(1)": True,
+        "for i in range(3):\n    assert i < 3": True,
+    }
+    task = find_task("debugging")
+    for test, passes in tests.items():
+        record = {"name": "f", "buggy": "x", "fixed": fixed, "tests": [test]}
+        assert values(task, [record], Outputs([[fixed]]))["pass@1"] == 100.0 * passes, test
+
+
 def test_sentiment_by_probabilities_and_by_words():
     task, records = find_task("sentiment"), RECORDS["sentiment"]
     assert task.labels(records) == ["negative", "positive"]
