@@ -13,7 +13,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -102,7 +102,7 @@ def main(options: EvaluateOptions) -> None:
     found = _measure_texts(options, console) if options.task == PERPLEXITY else _measure_task(options, console)
     figures: dict[str, dict[str, float]] = {}
     intervals: dict[str, dict[str, tuple[float, float]]] = {}
-    with console.status("confidence intervals") if console.is_terminal else _nothing():
+    with console.status("confidence intervals") if console.is_terminal else nullcontext():
         for system, measured in found.items():
             figures[system] = {metric.name: metric.value for metric in measured}
             intervals[system] = {metric.name: metric.interval() for metric in measured}
@@ -114,7 +114,10 @@ def main(options: EvaluateOptions) -> None:
                     "task": options.task,
                     "model": options.model,
                     "metrics": _finite(figures[options.model]),
-                    "intervals": intervals[options.model],
+                    "intervals": {
+                        name: pair if all(map(math.isfinite, pair)) else None
+                        for name, pair in intervals[options.model].items()
+                    },
                     "systems": {system: _finite(values) for system, values in figures.items()},
                 }
             )
@@ -257,11 +260,6 @@ def _show(
 def _finite(values: dict[str, float]) -> dict[str, float | None]:
     """JSON knows no NaN."""
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 @contextmanager

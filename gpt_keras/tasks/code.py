@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import re
 from collections.abc import Sequence
 
@@ -12,19 +13,40 @@ from gpt_keras.tasks.metrics import Metric
 from gpt_keras.tasks.task import Outputs, Record, Task, text_of, texts_of, turns
 
 
-class Code(Task):
-    """{prompt, code, setup, tests}. A sample passes if its program and then all tests run without an exception, in the
-    sandbox of `gpt_keras.evaluation.sandbox`.
+class Programs(Task):
+    """Tasks whose answers are programs. A sample passes if its program and then all tests run without an exception, in
+    the sandbox of `gpt_keras.evaluation.sandbox`.
 
     Attributes:
         allow_weaker: Whether programs may run where the system allows no isolation.
     """
 
-    fields = Fields(("prompt", "code", "tests"), {"setup": ""})
-    max_new_tokens = 256
     watched = "pass@1"
     lower_is_better = False
     allow_weaker = False
+
+    @abc.abstractmethod
+    def tested(self, record: Record, program: str) -> str:
+        """The program with what must stand before and behind it."""
+
+    def metrics(self, records: Sequence[Record], outputs: Outputs) -> list[Metric]:
+        """pass@1, and pass@k for as many samples as every record has."""
+        from gpt_keras.evaluation.sandbox import run_programs
+
+        if outputs.answers is None:
+            return []
+        samples = zip(records, outputs.answers, strict=True)
+        programs = [self.tested(record, program(answer)) for record, answers in samples for answer in answers]
+        outcomes = iter(run_programs(programs, allow_weaker=self.allow_weaker))
+        passed = [[next(outcomes).passed for _ in answers] for answers in outputs.answers]
+        return [metrics.pass_at_k(k, passed) for k in sorted({1, min(map(len, passed))})]
+
+
+class Code(Programs):
+    """{prompt, code, setup, tests}."""
+
+    fields = Fields(("prompt", "code", "tests"), {"setup": ""})
+    max_new_tokens = 256
 
     def messages(self, record: Record) -> list[Message]:
         tests = texts_of(record, "tests")
@@ -33,15 +55,8 @@ class Code(Task):
             question += f"\n\nIt must pass this test:\n{tests[0].strip()}"
         return turns(question, fenced(text_of(record, "code")))
 
-    def metrics(self, records: Sequence[Record], outputs: Outputs) -> list[Metric]:
-        if outputs.answers is None:
-            return []
-        programs = [
-            "\n".join([record["setup"] or "", program(answer), *record["tests"]])
-            for record, answers in zip(records, outputs.answers, strict=True)
-            for answer in answers
-        ]
-        return passed(programs, [len(answers) for answers in outputs.answers], self.allow_weaker)
+    def tested(self, record: Record, program: str) -> str:
+        return "\n".join([record["setup"] or "", program, *record["tests"]])
 
     def baselines(self, records: Sequence[Record], training: Sequence[Record]) -> dict[str, Outputs]:
         return {"the references": Outputs([[record["code"]] for record in records])}
@@ -58,21 +73,6 @@ def program(answer: str) -> str:
         r"```[ \t]*(?:python|py)?[ \t]*\r?\n(.*?)(?:\r?\n[ \t]*```|\Z)", answer, re.DOTALL | re.IGNORECASE
     )
     return found[1] if found else answer
-
-
-def passed(programs: Sequence[str], counts: Sequence[int], allow_weaker: bool) -> list[Metric]:
-    """pass@1, and pass@k for as many samples as every record has.
-
-    Args:
-        programs: The samples of all records behind one another, each with its tests.
-        counts: How many of them each record has.
-        allow_weaker: As for `gpt_keras.evaluation.sandbox`.
-    """
-    from gpt_keras.evaluation.sandbox import run_programs
-
-    outcomes = iter(run_programs(programs, allow_weaker=allow_weaker))
-    passed = [[next(outcomes).passed for _ in range(count)] for count in counts]
-    return [metrics.pass_at_k(k, passed) for k in sorted({1, min(counts)})]
 
 
 TASK = Code()

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 
 from gpt_keras.data.conversations import Message
 from gpt_keras.data.records import Fields
-from gpt_keras.tasks.code import fenced, passed, program
-from gpt_keras.tasks.metrics import Metric
-from gpt_keras.tasks.task import Outputs, Record, Task, text_of, texts_of, turns
+from gpt_keras.tasks.code import Programs, fenced
+from gpt_keras.tasks.task import Outputs, Record, text_of, texts_of, turns
 
 
-class Debugging(Task):
-    """{name, buggy, fixed, tests}. Measured as `gpt_keras.tasks.code`; the baseline leaves the bug where it is.
+class Debugging(Programs):
+    """{name, buggy, fixed, tests}. The baseline leaves the bug where it is.
 
     In a test `assert a == b` a tuple equals a list of the same, and a float one that is off by 1e-5 of it, as where
     such results were written down as JSON (QuixBugs, Lin et al. 2017): that is not the bug.
@@ -21,24 +20,14 @@ class Debugging(Task):
 
     fields = Fields(("buggy", "fixed", "tests"), {"name": ""})
     max_new_tokens = 384
-    watched = "pass@1"
-    lower_is_better = False
-    allow_weaker = False
 
     def messages(self, record: Record) -> list[Message]:
         texts_of(record, "tests")
         question = f"This program has a bug. Write it without the bug.\n\n{fenced(text_of(record, 'buggy'))}"
         return turns(question, fenced(text_of(record, "fixed")))
 
-    def metrics(self, records: Sequence[Record], outputs: Outputs) -> list[Metric]:
-        if outputs.answers is None:
-            return []
-        programs = [
-            "\n".join([program(answer), _SAME, *map(_tolerant, record["tests"])])
-            for record, answers in zip(records, outputs.answers, strict=True)
-            for answer in answers
-        ]
-        return passed(programs, [len(answers) for answers in outputs.answers], self.allow_weaker)
+    def tested(self, record: Record, program: str) -> str:
+        return "\n".join([program, _SAME, *map(_tolerant, record["tests"])])
 
     def baselines(self, records: Sequence[Record], training: Sequence[Record]) -> dict[str, Outputs]:
         return {
