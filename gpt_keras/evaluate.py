@@ -27,13 +27,13 @@ from gpt_keras import command
 from gpt_keras.backend import choose_backend, start_backend
 from gpt_keras.data.embedded import embedded_records
 from gpt_keras.data.errors import InputError
-from gpt_keras.data.files import whole_file
-from gpt_keras.data.records import Fields, parse_columns, read_records
+from gpt_keras.data.files import check_writable, whole_file
+from gpt_keras.data.records import parse_columns
 from gpt_keras.data.sources import open_source
 from gpt_keras.sampling_options import SamplingOptions
-from gpt_keras.tasks import find_task, metrics
+from gpt_keras.tasks import find_task, metrics, read_task_records
 from gpt_keras.tasks.metrics import Metric
-from gpt_keras.tasks.task import Outputs, Record, Task
+from gpt_keras.tasks.task import MappedTask, Outputs, Record, Task
 
 PERPLEXITY = "perplexity"
 
@@ -44,8 +44,8 @@ class EvaluateOptions:
 
     Args:
         model: A model folder, a .gguf file, hf:ORG/NAME or smollm2.
-        task: chat, code, content, debugging, paraphrase, sentiment or summarization, or a .py file that defines one; or
-            perplexity, of any text.
+        task: chat, code, content, debugging, paraphrase, preference, sentiment or summarization, or a .py file that
+            defines one; or perplexity, of any text.
         data: The records: .jsonl, .csv, .tsv or .parquet files, tfds:NAME or hf:NAME; for perplexity any text. Without
             any, small sets that are made here, for trying out.
         map: Fields that have other names in the data, as FIELD=COLUMN.
@@ -126,16 +126,13 @@ def main(options: EvaluateOptions) -> None:
 
 def _measure_task(options: EvaluateOptions, console: Console) -> dict[str, list[Metric]]:
     task = find_task(options.task)
-    if hasattr(task, "allow_weaker"):
-        task.allow_weaker = options.unsafe
-    fields = Fields(
-        task.fields.names,
-        task.fields.optional,
-        parse_columns(options.map, [*task.fields.names, *task.fields.optional]),
-    )
+    task.get_ready(options.unsafe)
+    if options.output is not None:
+        check_writable(options.output)
+    mapped = MappedTask(task, parse_columns(options.map, [*task.fields.names, *task.fields.optional]))
     if options.data:
-        training = _read(options.train, fields, task) if options.train else []
-        records = _read(options.data, fields, task)
+        training = read_task_records(options.train, mapped) if options.train else []
+        records = read_task_records(options.data, mapped)
     else:
         training, records = embedded_records(options.task)
         console.print(
@@ -157,7 +154,8 @@ def _measure_task(options: EvaluateOptions, console: Console) -> dict[str, list[
     for name in [options.model, *options.compare]:
         answerer = Answerer(load(name, dtype=options.precision), task, options.batch_size)
         with _progress(console, name) as report:
-            outputs = answerer.outputs(records, sampling, not options.likelihoods_only, report)
+            generate = task.writes and not options.likelihoods_only
+            outputs = answerer.outputs(records, sampling, generate, report=report)
         if answerer.cut:
             console.print(
                 f"{name}: {answerer.cut} of {len(records)} records' conversations lost their beginning, which did not "
@@ -203,20 +201,6 @@ def _measure_texts(options: EvaluateOptions, console: Console) -> dict[str, list
     return found
 
 
-def _read(sources: Sequence[str], fields: Fields, task: Task) -> list[Record]:
-    """The records, each seen to be what the task expects."""
-    records = []
-    for name, record in read_records(sources, fields):
-        try:
-            task.messages(record)
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from error
-        records.append(record)
-    if not records:
-        raise InputError(f"{', '.join(sources)}: there is no record in it")
-    return records
-
-
 def _limited(items: list[Any], limit: int | None) -> list[Any]:
     if limit is None or limit >= len(items):
         return items
@@ -229,8 +213,8 @@ def _write(path: Path, records: Sequence[Record], outputs: Outputs) -> None:
             line: dict[str, Any] = {"record": record}
             if outputs.answers is not None:
                 line["answers"] = outputs.answers[number]
-            if outputs.label_probabilities is not None:
-                line["label_probabilities"] = outputs.label_probabilities[number].tolist()
+            if outputs.choice_probabilities is not None:
+                line["choice_probabilities"] = outputs.choice_probabilities[number].tolist()
             if outputs.nats is not None and outputs.tokens is not None:
                 line |= {"nats": float(outputs.nats[number]), "tokens": int(outputs.tokens[number])}
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")

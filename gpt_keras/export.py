@@ -2,9 +2,10 @@
 
     python -m gpt_keras.export runs/default/model --format saved_model --output saved_models/default
     python -m gpt_keras.export runs/default/model --format gguf --dtype q8_0 --output default.gguf
+    python -m gpt_keras.export runs/chat/adapter --format folder --output runs/chat/merged
 
 A SavedModel gets the next free version, `saved_models/default/2` say, which TF Serving picks up. A .gguf file is what
-llama.cpp runs.
+llama.cpp runs. A folder is a model folder; of an adapter, that of its base with the adapter merged into it.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ class ExportOptions:
     """Options of `python -m gpt_keras.export`.
 
     Args:
-        model: A model folder, a .gguf file, hf:ORG/NAME or smollm2.
-        output: For a SavedModel the folder inside which versions are made, for GGUF the file.
-        format: What to write: saved_model or gguf.
+        model: A model folder, an adapter's folder, a .gguf file, hf:ORG/NAME or smollm2.
+        output: For a SavedModel the folder inside which versions are made, for GGUF the file, else the folder.
+        format: What to write: saved_model, gguf or folder.
         dtype: How GGUF stores matrices: f32, f16 (the default) or q8_0.
         max_new_tokens: Most tokens that one request to a SavedModel generates.
         quiet: Print nothing but where the export is.
@@ -34,15 +35,15 @@ class ExportOptions:
 
     model: str
     output: Path
-    format: Literal["saved_model", "gguf"] = "saved_model"
+    format: Literal["saved_model", "gguf", "folder"] = "saved_model"
     dtype: Literal["f32", "f16", "q8_0"] | None = None
     max_new_tokens: int = 128
     quiet: bool = False
 
 
 def main(options: ExportOptions) -> None:
-    if options.format == "saved_model" and options.dtype is not None:
-        raise InputError("--dtype is for --format gguf; a SavedModel holds float32")
+    if options.format != "gguf" and options.dtype is not None:
+        raise InputError("--dtype is for --format gguf; a SavedModel and a model folder hold float32")
     if options.format == "gguf" and options.output.is_dir():
         raise InputError(f"--output {options.output} is a folder; name the .gguf file to write")
     start_backend(choose_backend("tensorflow" if options.format == "saved_model" else None))
@@ -54,6 +55,9 @@ def main(options: ExportOptions) -> None:
 
         path, what = options.output, f"GGUF, {options.dtype or 'f16'}"
         export_gguf(lm.model, lm.tokenizer, path, options.dtype or "f16")
+    elif options.format == "folder":
+        path, what = options.output, "a model folder"
+        lm.save(path)
     else:
         from gpt_keras.exporting.saved_model import export_saved_model
 

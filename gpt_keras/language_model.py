@@ -179,6 +179,7 @@ def load(path: str | Path, dtype: str | None = None) -> LanguageModel:
     if is_adapter(place):
         lm = load(_base_of(Path(place)), dtype)
         lm.use_adapter(place)
+        lm.tokenizer = Tokenizer.find(place) or lm.tokenizer
         return lm
     if place == SMOLLM2 and not Path(place).exists():
         place = str(smollm2_file())

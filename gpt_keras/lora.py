@@ -26,6 +26,7 @@ from gpt_keras.architectures import Architecture, TensorSpec, architecture_for, 
 from gpt_keras.config import GPTConfig
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import whole_folder
+from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.model import GPT
 from gpt_keras.parts import Projection
 
@@ -55,6 +56,19 @@ def add_lora(model: GPT, rank: int, alpha: float | None = None) -> None:
         # As PEFT draws A: evenly between -1 / sqrt(in) and 1 / sqrt(in).
         start = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
         projection.enable_lora(rank, 2 * rank if alpha is None else alpha, a_initializer=start)
+
+
+def hold_frozen(model: GPT, dtype: str) -> None:
+    """Hold the kernels of a model with adapters in the dtype of its products, or in int8.
+
+    Args:
+        model: From `add_lora`.
+        dtype: The model's compute dtype, with which nothing changes but the time of a step, or int8, which rounds each
+            kernel by up to half a 127th of the largest value of its column.
+    """
+    for projection in projections_of(model):
+        if projection.base_kernel.dtype != dtype:
+            projection.hold_kernel(dtype)
 
 
 def projections_of(model: GPT) -> Iterator[Projection]:
@@ -98,12 +112,13 @@ class Adapter:
         a, b = self.parts[path]
         return (self.alpha[path] / a.shape[1]) * (a @ b)
 
-    def save(self, folder: str | Path, config: GPTConfig) -> None:
+    def save(self, folder: str | Path, config: GPTConfig, tokenizer: Tokenizer | None = None) -> None:
         """Write the adapter's folder, whole or not at all.
 
         Args:
             folder: Where.
             config: The model's.
+            tokenizer: To be used with it instead of the base's, for its chat template say.
 
         Raises:
             InputError: The disk is full, or the folder cannot be written.
@@ -140,6 +155,8 @@ class Adapter:
         with whole_folder(Path(folder)) as partial:
             (partial / CONFIG).write_text(json.dumps(said, indent=2) + "\n", "utf-8")
             save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, partial / WEIGHTS)
+            if tokenizer is not None:
+                tokenizer.write(partial, config.context_length)
 
     @classmethod
     def load(cls, folder: str | Path, config: GPTConfig) -> Adapter:

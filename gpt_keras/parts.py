@@ -9,10 +9,12 @@ from contextvars import ContextVar
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers
 
 from gpt_keras import kernels
 from gpt_keras.config import GPTConfig
+from gpt_keras.kernels import int8
 
 Tensor = Any
 
@@ -71,16 +73,50 @@ class Part(layers.Layer):
 
 @register
 class Projection(layers.Dense):
-    """A Dense layer without activation, whose product `kernels.linear` does."""
+    """A Dense layer without activation, whose product `kernels.linear` does.
+
+    Attributes:
+        kernel_scale: Where the kernel is held in 8 bits, what each of its columns is multiplied with; else `None`.
+    """
+
+    kernel_scale: Any = None
+    _kernel: Any
 
     def call(self, inputs: Tensor, residual: Tensor | None = None, training: bool | None = None) -> Tensor:
         """`residual`, of the result's shape, is added to it."""
-        return self.adapted(kernels.linear(inputs, self.base_kernel, self.bias, residual), inputs)
+        if self.kernel_scale is None:
+            product = kernels.linear(inputs, self.base_kernel, self.bias, residual)
+        else:
+            product = int8.linear(inputs, self.base_kernel, self.kernel_scale, self.bias, residual)
+        return self.adapted(product, inputs)
 
     @property
     def base_kernel(self) -> Any:
-        """The kernel [in, out] without what an adapter adds to it."""
+        """The kernel's variable [in, out], without what an adapter adds to it."""
         return self._kernel
+
+    def hold_kernel(self, dtype: str) -> None:
+        """Keep the kernel, which is not trained any more, in another dtype: that of the layer's products, by which it
+        need not be cast in every step, or int8, each column with a scale of its own."""
+        value = np.asarray(self._kernel, np.float32)
+        self._tracker.unlock()
+        self._untrack_variable(self._kernel)
+        if dtype == "int8":
+            largest = np.abs(value).max(0)
+            scale = np.where(largest > 0, largest / 127, 1.0).astype(np.float32)
+            value = np.rint(value / scale)
+            self.kernel_scale = self._frozen("kernel_scale", scale, "float32")
+        self._kernel = self._frozen("kernel", value, dtype)
+        self._tracker.lock()
+
+    def _frozen(self, name: str, value: np.ndarray, dtype: str) -> Any:
+        """A new variable that is not trained."""
+        start = keras.initializers.Zeros()
+        found = self.add_weight(
+            name=name, shape=value.shape, dtype=dtype, initializer=start, trainable=False, autocast=False
+        )
+        found.assign(value)
+        return found
 
     def adapted(self, product: Tensor, inputs: Tensor) -> Tensor:
         """The product of `inputs` with the base kernel, plus what the low-rank adapter makes of them, if there is one

@@ -1,12 +1,25 @@
 """Small real things for the tests: a corpus on disk, a tokenizer trained on it, a model with weights that matter."""
 
+import atexit
 import os
 import random
+import shutil
 import signal
+import tempfile
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# These models are so small that a program costs more to compile than to run.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if os.environ["KERAS_BACKEND"] == "tensorflow":
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+elif "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # What one test has compiled, no other one of this run compiles again, in whichever process.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gpt_keras_tests_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import numpy as np
 import pytest
@@ -19,6 +32,12 @@ from gpt_keras.data.shards import Corpus
 TENSORFLOW = os.environ["KERAS_BACKEND"] == "tensorflow"
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell's `&` starts us, and the programs that we interrupt
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest come first, so that all workers end at about the same time."""
+    long = ("training", "test_commands.py", "test_recipes.py", "evaluation", "exporting")
+    items.sort(key=lambda item: not any(part in item.path.parts for part in long))
 
 
 def virtual_devices(count: int, **others: str) -> dict[str, str]:

@@ -31,15 +31,17 @@ def value_and_gradients(function, *inputs):
 @settings(max_examples=25, deadline=None)
 @given(
     st.integers(1, 4), st.integers(1, 24), st.integers(2, 90), st.sampled_from([None, 40, 300]),
-    st.sampled_from([0.0, 0.1]), st.sampled_from([0.0, 1e-2]), st.booleans(), st.integers(0, 99),
+    st.sampled_from([0.0, 0.1]), st.sampled_from([0.0, 1e-2]), st.sampled_from(["all", "some", "some, counted"]),
+    st.integers(0, 99),
 )  # fmt: skip
 def test_pieces_equal_the_whole(batch, length, vocabulary, piece, smoothing, z_loss, weighted, seed):
     random = np.random.default_rng(seed)
     hidden = random.normal(size=(batch, length, 8)).astype(np.float32)
     table = random.normal(size=(vocabulary, 8)).astype(np.float32)
     targets = random_ids((batch, length), vocabulary, seed)
-    weights = random.integers(0, 2, (batch, length)).astype(np.float32) if weighted else None
-    loss = NextTokenLoss(smoothing, z_loss)
+    weights = None if weighted == "all" else random.integers(0, 2, (batch, length)).astype(np.float32)
+    most = int(weights.sum()) if weighted == "some, counted" else None
+    loss = NextTokenLoss(smoothing, z_loss, most)
 
     def plain(hidden, table):
         return 3.0 * loss(targets, ops.matmul(hidden, ops.transpose(table)), weights)

@@ -28,6 +28,12 @@ DEFAULT_TEMPLATE = (
 )
 """What a model with this project's own tokenizer is taught to chat with."""
 
+PLAIN_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' else '\n\n' }}{% endfor %}"
+)
+"""For a model without tokens for roles: questions and answers as text."""
+
 # Marks are noncharacters, which Unicode sets aside for use inside a program.
 _GUARD = "\ufdd0"
 """Keeps a special token's text inside a message from being taken for the token."""

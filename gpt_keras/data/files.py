@@ -30,10 +30,32 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     Raises:
         InputError: The disk is full, or the place cannot be written or is a folder.
     """
-    if Path(path).is_dir():
-        raise InputError(f"{path} is a folder; name a file to write")
+    _refuse_folder(path)
     with _replacing(Path(path)) as partial:
         yield partial
+
+
+def check_writable(path: str | Path) -> None:
+    """See that `whole_file` could write there now, before long work whose result goes there.
+
+    Raises:
+        InputError: It could not.
+    """
+    try:
+        _refuse_folder(path)
+        probe = _partial_name(Path(path).absolute())
+        while not os.path.lexists(probe.parent):  # it will be made
+            probe = probe.parent.with_name(probe.name)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        error.filename = None
+        raise readable(error, path) from error
+
+
+def _refuse_folder(path: str | Path) -> None:
+    if Path(path).is_dir():
+        raise InputError(f"{path} is a folder; name a file to write")
 
 
 @contextlib.contextmanager
@@ -44,9 +66,13 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         yield partial
 
 
+def _partial_name(path: Path) -> Path:
+    return path.parent / f"{path.name}{PARTIAL}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    partial = path.parent / f"{path.name}{PARTIAL}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    partial = _partial_name(path)
     old: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ import bisect
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -229,9 +229,10 @@ class PackedBatches:
         seed: Another seed is another order.
         host: This host's number.
         num_hosts: How many hosts share each batch; where they do not divide it, the first ones have a row more.
+        group: So many examples behind one another stay in one row, pairs say.
 
     Raises:
-        InputError: An example is longer than a row, or there are more hosts than rows in a batch.
+        InputError: A group is longer than a row, or there are more hosts than rows in a batch.
     """
 
     examples: Examples
@@ -241,11 +242,13 @@ class PackedBatches:
     seed: int = 0
     host: int = 0
     num_hosts: int = 1
+    group: int = 1
 
     def __post_init__(self) -> None:
-        longest = int((self.examples.ends - self.examples.starts).max()) - 1
+        longest = int(self._lengths.max())
         if longest > self.context_length:
-            raise InputError(f"an example of {longest + 1:,} tokens does not fit a context of {self.context_length:,}")
+            what = "an example" if self.group == 1 else f"a group of {self.group} examples"
+            raise InputError(f"{what} of {longest:,} tokens does not fit a context of {self.context_length:,}")
         if not 0 <= self.host < self.num_hosts <= self.batch_size:
             raise InputError(
                 f"host {self.host} of {self.num_hosts} has no part of a batch of {self.batch_size}: use a larger batch"
@@ -254,7 +257,13 @@ class PackedBatches:
     @functools.cached_property
     def rows(self) -> list[list[int]]:
         """The numbers of the examples in each row."""
-        return pack(self.examples.ends - self.examples.starts - 1, self.context_length)
+        rows = pack(self._lengths, self.context_length)
+        return [[self.group * item + i for item in row for i in range(self.group)] for row in rows]
+
+    @property
+    def _lengths(self) -> np.ndarray:
+        """Of the groups, int64."""
+        return (self.examples.ends - self.examples.starts - 1).reshape(-1, self.group).sum(1)
 
     @property
     def padding_share(self) -> float:
@@ -292,19 +301,41 @@ class PackedBatches:
 
         return numbered_dataset(self._load, finish, [shape] * (len(INPUTS) + 2), start, stop)
 
+    def in_order(self) -> Iterator[tuple[list[list[int]], tuple[np.ndarray, ...]]]:
+        """Every row once, to measure by: the numbers of the examples in each row of a batch, and the batch's token ids,
+        positions, segment ids, targets and weights, all int32; the last batch is filled up with empty rows."""
+        for start in range(0, len(self.rows), self.batch_size):
+            rows = self.rows[start : start + self.batch_size]
+            yield rows, self.fill([*rows, *[[]] * (self.batch_size - len(rows))])
+
+    def most_trained(self, rows: int) -> int:
+        """How many trained tokens so many rows of a batch have at most."""
+        trained = np.add.reduceat(self.examples.trained, self.examples.starts, dtype=np.int64)
+        counts = sorted((int(trained[row].sum()) for row in self.rows), reverse=True)
+        times = 1 + -(-self.batch_size // len(counts))  # that a row may be in a batch, in epochs behind one another
+        return sum(counts[i // times] for i in range(rows))
+
     def _load(self, number: int) -> tuple[np.ndarray, ...]:
+        return self.fill(self.rows_of(number))
+
+    def rows_of(self, number: int) -> list[list[int]]:
+        """The numbers of the examples in each row of batch `number`."""
         draws = np.arange(number * self.batch_size, (number + 1) * self.batch_size)[self.host :: self.num_hosts]
         epochs = draws // len(self.rows)
         index = np.empty(len(draws), np.int64)
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
             index[here] = permute(draws[here] % len(self.rows), len(self.rows), keyed(self.seed, epoch))
-        token_ids, positions, segment_ids, targets, weights = np.zeros((5, len(draws), self.context_length), np.int32)
+        return [self.rows[place] for place in index.tolist()]
+
+    def fill(self, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, ...]:
+        """Rows of these examples: token ids, positions, segment ids, targets and weights."""
+        token_ids, positions, segment_ids, targets, weights = np.zeros((5, len(rows), self.context_length), np.int32)
         token_ids[:] = targets[:] = self.padding_id
         starts, ends = self.examples.starts, self.examples.ends
-        for row, place in enumerate(index.tolist()):
+        for row, examples in enumerate(rows):
             filled = 0
-            for segment, example in enumerate(self.rows[place], 1):
+            for segment, example in enumerate(examples, 1):
                 start, end = starts[example], ends[example]
                 to = slice(filled, filled + end - start - 1)
                 token_ids[row, to] = self.examples.tokens[start : end - 1]

@@ -94,6 +94,14 @@ class HubTokenizer(Tokenizer):
         for name, content in self.files.items():
             (folder / name).write_bytes(content)
 
+    def with_special(self, pieces: Sequence[str]) -> HubTokenizer:
+        import tokenizers
+
+        hub = tokenizers.Tokenizer.from_str(self._content.decode("utf-8"))
+        new = [piece for piece in pieces if piece not in self.special]
+        hub.add_special_tokens([tokenizers.AddedToken(piece, special=True, normalized=False) for piece in new])
+        return HubTokenizer(hub.to_str().encode(), self._where, self.settings)
+
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
         for text in texts:
             check_unicode(text)

@@ -11,6 +11,7 @@ U+2582 'b') by the model's own normalization table, and restored by its denormal
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -95,6 +96,19 @@ class SentencePieceTokenizer(Tokenizer):
             (folder / name).write_bytes(content)
         if "tokenizer.json" not in self.files:
             write_hub_tokenizer(self, folder, context_length)
+
+    def with_special(self, pieces: Sequence[str]) -> SentencePieceTokenizer:
+        from sentencepiece import sentencepiece_model_pb2 as protobuf
+
+        parsed = protobuf.ModelProto.FromString(self.model)  # type: ignore[attr-defined]
+        for piece in pieces:
+            if piece not in self.special:
+                parsed.pieces.add(piece=piece, score=0.0, type=protobuf.ModelProto.SentencePiece.CONTROL)  # type: ignore[attr-defined]
+        parsed.trainer_spec.vocab_size = len(parsed.pieces)
+        # A tokenizer.json beside it lacks them; it is made anew where the folder is written.
+        files = {name: content for name, content in self.settings.files.items() if name != "tokenizer.json"}
+        settings = dataclasses.replace(self.settings, files=files)
+        return SentencePieceTokenizer(parsed.SerializeToString(), settings=settings)
 
     def role_id(self, role: str) -> int:
         """The token that opens a turn of `role` in a conversation."""

@@ -99,6 +99,16 @@ class Tokenizer(abc.ABC):
     def files(self) -> dict[str, bytes]:
         """Name to content of the files that `from_files` makes this tokenizer from."""
 
+    @abc.abstractmethod
+    def with_special(self, pieces: Sequence[str]) -> Tokenizer:
+        """The same tokenizer with special tokens of these texts behind all others; those that it has stay."""
+
+    def with_template(self, template: str) -> Tokenizer:
+        """The same tokenizer with this chat template, which its files then have."""
+        found = Tokenizer.from_files({**self.files, "chat_template.jinja": template.encode()}, "the tokenizer")
+        assert found is not None
+        return found
+
     def check_writable(self, samples: Iterable[str] = ()) -> None:
         """See that `write` will succeed and that `transformers` will give the same ids for `samples`.
 

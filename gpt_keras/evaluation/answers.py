@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gpt_keras.data.conversations import Message, encode_conversation, encode_for_training, turn_ends
+from gpt_keras.data.conversations import PLAIN_TEMPLATE, Message, encode_conversation, encode_for_training, turn_ends
 from gpt_keras.data.errors import InputError
 from gpt_keras.evaluation.scoring import Scored, Scorer
 from gpt_keras.generation import Generator
@@ -18,12 +18,6 @@ from gpt_keras.tasks.task import Outputs, Record, Task
 
 Report = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
-
-PLAIN_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ message['content'] }}"
-    "{{ eos_token if message['role'] == 'assistant' else '\n\n' }}{% endfor %}"
-)
-"""For a model that was not trained to chat: questions and answers as text."""
 
 
 @dataclass
@@ -54,6 +48,7 @@ class Answerer:
         records: Sequence[Record],
         options: SamplingOptions = SamplingOptions(),
         generate: bool = True,
+        likelihoods: bool = True,
         report: Report = lambda words, done, total: None,
     ) -> Outputs:
         """All that the task can be measured by.
@@ -62,16 +57,17 @@ class Answerer:
             records: With the task's fields.
             options: For the answers: temperature, number of sequences, ... By default up to the task's own length.
             generate: Whether answers are wanted, which take the most time.
+            likelihoods: Whether those of the reference answers are.
             report: Told how far it is.
 
         Raises:
             InputError: A record is not what the task expects, or the model cannot read it.
         """
-        nats, tokens = self._likelihoods(records, report)
-        labels = self.task.labels(records)
+        nats, tokens = self._likelihoods(records, report) if likelihoods else (None, None)
+        choices = self.task.choices(records)
         return Outputs(
             answers=self._answers(records, options, report) if generate else None,
-            label_probabilities=self._label_probabilities(records, labels, report) if labels else None,
+            choice_probabilities=self._choice_probabilities(records, choices, report) if choices else None,
             nats=nats,
             tokens=tokens,
         )
@@ -84,15 +80,17 @@ class Answerer:
         nats = np.array([sum(score.nats for score in scores) for scores in found])
         return nats, np.array([sum(score.tokens for score in scores) for scores in found])
 
-    def _label_probabilities(self, records: Sequence[Record], labels: Sequence[str], report: Report) -> np.ndarray:
-        """The probability of each label as the whole answer, [records, labels]; every row adds up to 1."""
+    def _choice_probabilities(
+        self, records: Sequence[Record], choices: Sequence[Sequence[str]], report: Report
+    ) -> np.ndarray:
+        """The probability of each choice as the whole answer, [records, choices]; every row adds up to 1."""
         pairs = []
-        for record in records:
+        for record, answers in zip(records, choices, strict=True):
             prompt = self.task.prompt(record)
-            for label in labels:
-                *_, last = self._turns([*prompt, {"role": "assistant", "content": label}])
+            for answer in answers:
+                *_, last = self._turns([*prompt, {"role": "assistant", "content": answer}])
                 pairs.append(last)
-        nats = np.array([score.nats for score in self._score(pairs, "labels", report)]).reshape(-1, len(labels))
+        nats = np.array([score.nats for score in self._score(pairs, "choices", report)]).reshape(len(records), -1)
         odds = np.exp(nats.min(1, keepdims=True) - nats)
         return odds / odds.sum(1, keepdims=True)
 

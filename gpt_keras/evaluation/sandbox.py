@@ -118,6 +118,18 @@ def isolation() -> Isolation:
     return Isolation(frozenset(filter(works, MECHANISMS if sys.platform == "linux" else ())))
 
 
+def check_isolation(allow_weaker: bool = False) -> None:
+    """See that this system can contain programs, before there are any.
+
+    Args:
+        allow_weaker: As `run_program`.
+
+    Raises:
+        InputError: It cannot.
+    """
+    _mechanisms(allow_weaker)
+
+
 def run_program(program: str, limits: Limits = Limits(), allow_weaker: bool = False) -> Outcome:
     """Run one program to its end, that of its threads and exit handlers included.
 

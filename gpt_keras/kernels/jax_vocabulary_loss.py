@@ -16,21 +16,33 @@ from gpt_keras.kernels import vocabulary_loss
 Tensor = Any
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def summed_loss(
-    hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor, label_smoothing: float, z_loss: float
+    hidden: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    label_smoothing: float,
+    z_loss: float,
+    weighted_first: bool,
 ) -> Tensor:
-    """One piece after the other."""
-    return _forward(hidden, table, targets, weights, label_smoothing, z_loss)[0]
+    """One piece after the other. The compiler leaves out the table's gradient where nobody asks for it."""
+    return _forward(hidden, table, targets, weights, label_smoothing, z_loss, weighted_first)[0]
 
 
 def _forward(
-    hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor, label_smoothing: float, z_loss: float
+    hidden: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    label_smoothing: float,
+    z_loss: float,
+    weighted_first: bool,
 ) -> tuple[Tensor, Any]:
     """Where rows are spread over devices, each goes through the pieces of its own, and the sums are added up once at
     the end instead of after every piece."""
     narrow = table.astype(hidden.dtype)
-    here = functools.partial(_in_pieces, label_smoothing=label_smoothing, z_loss=z_loss)
+    here = functools.partial(_in_pieces, label_smoothing=label_smoothing, z_loss=z_loss, weighted_first=weighted_first)
     run: Callable[..., Any] = here
     distribution = keras.distribution.distribution()
     axis = distribution and distribution.batch_dim_name
@@ -54,11 +66,18 @@ def _forward(
 
 
 def _in_pieces(
-    hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor, label_smoothing: float, z_loss: float
+    hidden: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    label_smoothing: float,
+    z_loss: float,
+    weighted_first: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The summed loss, and its gradient with respect to hidden states and table."""
     batch, length, width = hidden.shape
-    count = vocabulary_loss.num_pieces(batch, length, table.shape[0])
+    least = vocabulary_loss.least_pieces(batch * length, weighted_first)
+    count = vocabulary_loss.num_pieces(batch, length, table.shape[0], least)
 
     def pieces(x: Tensor) -> Tensor:
         return jnp.moveaxis(x.reshape(batch, count, length // count, *x.shape[2:]), 1, 0)
@@ -71,16 +90,25 @@ def _in_pieces(
         table_slope = jnp.einsum("btv,btd->vd", slope, x, preferred_element_type=jnp.float32)
         return (carry[0] + loss, carry[1] + table_slope), hidden_slope
 
+    def step_or_nothing(carry: tuple[Tensor, Tensor], piece: tuple[Tensor, Tensor, Tensor]) -> Any:
+        def nothing(carry: tuple[Tensor, Tensor], piece: tuple[Tensor, Tensor, Tensor]) -> Any:
+            return carry, jnp.zeros_like(piece[0])
+
+        return jax.lax.cond(jnp.any(piece[2] != 0), step, nothing, carry, piece)
+
     start = (jnp.float32(0.0), jnp.zeros(table.shape, jnp.float32))
     if count == 1:
         (total, table_slope), hidden_slope = step(start, (hidden, targets, weights))
     else:
-        (total, table_slope), parts = jax.lax.scan(step, start, tuple(map(pieces, (hidden, targets, weights))))
+        every = step_or_nothing if weighted_first else step
+        (total, table_slope), parts = jax.lax.scan(every, start, tuple(map(pieces, (hidden, targets, weights))))
         hidden_slope = jnp.moveaxis(parts, 0, 1).reshape(batch, length, width)
     return total, hidden_slope, table_slope
 
 
-def _backward(label_smoothing: float, z_loss: float, slopes: Any, upstream: Tensor) -> tuple[Any, ...]:
+def _backward(
+    label_smoothing: float, z_loss: float, weighted_first: bool, slopes: Any, upstream: Tensor
+) -> tuple[Any, ...]:
     hidden_slope, table_slope = slopes
     return upstream.astype(hidden_slope.dtype) * hidden_slope, upstream * table_slope, None, None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import tensorflow as tf
@@ -15,7 +16,14 @@ _ALIGNMENT = 64
 
 
 def summed_loss(
-    hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor, label_smoothing: float, z_loss: float
+    hidden: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    label_smoothing: float,
+    z_loss: float,
+    weighted_first: bool,
+    trains_table: bool,
 ) -> Tensor:
     """One piece after the other. The table is transposed once, and the vocabulary filled up to a multiple of 64, which
     makes products faster by up to a half."""
@@ -41,28 +49,52 @@ def summed_loss(
         columns = tf.pad(tf.transpose(tf.cast(table, hidden.dtype)), ((0, 0), (0, behind)))
         flat = [tf.reshape(hidden, (-1, width)), tf.reshape(targets, (-1,)), tf.reshape(weights, (-1,))]
         rows = flat[0].shape[0]
-        sizes = [rows] if rows is None else _even_sizes(rows, -(-rows * vocabulary // vocabulary_loss.PIECE))
+        sizes = [rows]
+        if rows is not None:
+            least = vocabulary_loss.least_pieces(rows, weighted_first)
+            sizes = _even_sizes(rows, max(least, -(-rows * vocabulary // vocabulary_loss.PIECE)))
         total, hidden_slopes = tf.constant(0.0), []
-        table_slope = None
+        table_slope: list[Tensor] = []  # one, from the first piece on, which is never left out, if the table is trained
+        before = None
+
+        def of_piece(x: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+            loss, slope = loss_and_slope(tf.matmul(x, columns), target, weight)
+            found = []
+            if trains_table:
+                part = tf.matmul(slope, x, transpose_a=True)
+                first = tf.cast(part, tf.float32) if weighted_first else part
+                found = [add(table_slope[0], part) if table_slope else first]
+            return loss, tf.matmul(slope, columns, transpose_b=True), found
+
+        def nothing(x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+            return tf.constant(0.0), tf.zeros_like(x), table_slope
+
         for x, target, weight in zip(
             *(tf.split(part, sizes) if len(sizes) > 1 else [part] for part in flat), strict=True
         ):
-            if table_slope is not None:
-                with tf.control_dependencies([table_slope]):  # else several pieces would be in memory at a time
+            if before is not None:
+                with tf.control_dependencies([before]):  # else several pieces would be in memory at a time
                     x = tf.identity(x)
-            loss, slope = loss_and_slope(tf.matmul(x, columns), target, weight)
+            if weighted_first and before is not None:
+                loss, hidden_slope, table_slope = tf.cond(
+                    tf.reduce_any(weight != 0),
+                    functools.partial(of_piece, x, target, weight),
+                    functools.partial(nothing, x),
+                )
+            else:
+                loss, hidden_slope, table_slope = of_piece(x, target, weight)
             total += loss
-            hidden_slopes.append(tf.matmul(slope, columns, transpose_b=True))
-            part = tf.matmul(slope, x, transpose_a=True)
-            table_slope = part if table_slope is None else add(table_slope, part)
+            hidden_slopes.append(hidden_slope)
+            before = table_slope[0] if trains_table else hidden_slope
         hidden_slope = tf.reshape(tf.concat(hidden_slopes, 0), tf.shape(hidden))
 
         def gradient(upstream: Tensor) -> tuple[Tensor, Tensor]:
-            return tf.cast(upstream, hidden.dtype) * hidden_slope, widened(table_slope, upstream)
+            table_gradient = widened(table_slope[0], upstream) if table_slope else None
+            return tf.cast(upstream, hidden.dtype) * hidden_slope, table_gradient
 
         return total, gradient
 
-    return function(hidden, table)
+    return function(hidden, tf.convert_to_tensor(table))
 
 
 def _even_sizes(total: int, count: int) -> list[int]:

@@ -21,6 +21,9 @@ Tensor = Any
 PIECE = 1 << 26
 """Most logits at a time: 128 MiB in bfloat16."""
 
+_SKIPPED = 256
+"""Tokens of a piece, where pieces without weight are left out: with fewer, going through the table takes the time."""
+
 
 def summed_loss(
     hidden: Tensor,
@@ -29,29 +32,32 @@ def summed_loss(
     weights: Tensor | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    weighted_first: bool = False,
 ) -> Tensor:
     """The sum over all tokens of weight * loss, in nats.
 
     Args:
         hidden: What the output head sees, [batch, length, hidden_dim]; with its gradient.
-        table: The head's matrix [vocabulary, hidden_dim]; with its gradient.
+        table: The head's matrix [vocabulary, hidden_dim]; with its gradient, unless it is a frozen variable.
         targets: int [batch, length].
         weights: float [batch, length]; 1 for all where `None`.
         label_smoothing: This share of the target's probability is spread evenly over the vocabulary.
         z_loss: Factor of the squared log of the softmax's normalizer, which keeps logits from drifting.
+        weighted_first: Tokens without weight stand behind all others: pieces of nothing but them are left out.
 
     Returns:
         float32 scalar.
     """
     weights = ops.ones(ops.shape(targets), "float32") if weights is None else ops.cast(weights, "float32")
-    arguments = (hidden, ops.convert_to_tensor(table), ops.cast(targets, "int32"), weights, label_smoothing, z_loss)
+    numbers = (label_smoothing, z_loss, weighted_first)
+    arguments = (hidden, ops.convert_to_tensor(table), ops.cast(targets, "int32"), weights, *numbers)
     if keras.backend.backend() == "jax":
         from gpt_keras.kernels import jax_vocabulary_loss
 
         return jax_vocabulary_loss.summed_loss(*arguments)
     from gpt_keras.kernels import tensorflow_vocabulary_loss
 
-    return tensorflow_vocabulary_loss.summed_loss(*arguments)
+    return tensorflow_vocabulary_loss.summed_loss(*arguments, getattr(table, "trainable", True))
 
 
 def losses(hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
@@ -63,10 +69,19 @@ def losses(hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
     return ops.concatenate(parts, axis=1)
 
 
-def num_pieces(batch: int, length: int, vocabulary: int) -> int:
-    """The smallest divisor of `length` that cuts the logits into pieces of at most `PIECE`."""
+def least_pieces(tokens: int, weighted_first: bool) -> int:
+    """Into how many pieces tokens are cut at least."""
+    return min(8, max(1, tokens // _SKIPPED)) if weighted_first else 1
+
+
+def num_pieces(batch: int, length: int, vocabulary: int, least: int = 1) -> int:
+    """The smallest divisor of `length` that cuts the logits into pieces of at most `PIECE`, but no smaller than the
+    largest divisor up to `least`."""
+    least = next(n for n in range(least, 0, -1) if length % n == 0)
     return next(
-        n for n in range(1, length + 1) if length % n == 0 and (batch * length * vocabulary <= n * PIECE or n == length)
+        n
+        for n in range(least, length + 1)
+        if length % n == 0 and (batch * length * vocabulary <= n * PIECE or n == length)
     )
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from gpt_keras.data.errors import InputError
-from gpt_keras.tasks.task import Task
+from gpt_keras.data.records import read_records
+from gpt_keras.tasks.task import MappedTask, Record, Task
 
 
 def task_names() -> list[str]:
@@ -34,6 +36,24 @@ def find_task(name: str) -> Task:
     task: Task = importlib.import_module(f"{__name__}.{name}").TASK
     task.name = name
     return task
+
+
+def read_task_records(sources: Sequence[str], task: MappedTask) -> list[Record]:
+    """Records, each seen to be what the task expects.
+
+    Raises:
+        InputError: Naming the file and line of one that is not, or there is none.
+    """
+    records = []
+    for name, record in read_records(sources, task.fields):
+        try:
+            task.conversations(record)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        records.append(record)
+    if not records:
+        raise InputError(f"{', '.join(sources)}: there is no record in it")
+    return records
 
 
 def _from_file(path: Path) -> Task:

@@ -15,15 +15,17 @@ from gpt_keras.tasks.task import Outputs, Record, Task, text_of, texts_of, turns
 
 class Programs(Task):
     """Tasks whose answers are programs. A sample passes if its program and then all tests run without an exception, in
-    the sandbox of `gpt_keras.evaluation.sandbox`.
-
-    Attributes:
-        allow_weaker: Whether programs may run where the system allows no isolation.
-    """
+    the sandbox of `gpt_keras.evaluation.sandbox`."""
 
     watched = "pass@1"
     lower_is_better = False
-    allow_weaker = False
+    _unsafe = False
+
+    def get_ready(self, unsafe: bool = False) -> None:
+        from gpt_keras.evaluation.sandbox import check_isolation
+
+        check_isolation(unsafe)
+        self._unsafe = unsafe
 
     @abc.abstractmethod
     def tested(self, record: Record, program: str) -> str:
@@ -37,7 +39,7 @@ class Programs(Task):
             return []
         samples = zip(records, outputs.answers, strict=True)
         programs = [self.tested(record, program(answer)) for record, answers in samples for answer in answers]
-        outcomes = iter(run_programs(programs, allow_weaker=self.allow_weaker))
+        outcomes = iter(run_programs(programs, allow_weaker=self._unsafe))
         passed = [[next(outcomes).passed for _ in answers] for answers in outputs.answers]
         return [metrics.pass_at_k(k, passed) for k in sorted({1, min(map(len, passed))})]
 

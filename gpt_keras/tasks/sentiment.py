@@ -30,19 +30,19 @@ class Sentiment(Task):
             raise InputError(f"the field 'label' must hold a label, not {label!r}")
         return turns(f"What is the sentiment of this text?\n\n{text_of(record, 'text').strip()}", _label(record))
 
-    def labels(self, records: Sequence[Record]) -> list[str]:
-        return sorted({_label(record) for record in records})
+    def choices(self, records: Sequence[Record]) -> list[list[str]]:
+        return [_labels(records)] * len(records)
 
     def metrics(self, records: Sequence[Record], outputs: Outputs) -> list[Metric]:
-        expected, labels = [_label(record) for record in records], self.labels(records)
+        expected, labels = [_label(record) for record in records], _labels(records)
         found: list[Metric] = []
-        if outputs.label_probabilities is not None:
-            best = [labels[i] for i in outputs.label_probabilities.argmax(1)]
+        if outputs.choice_probabilities is not None:
+            best = [labels[i] for i in outputs.choice_probabilities.argmax(1)]
             right = np.array([a == b for a, b in zip(expected, best, strict=True)])
             found += [
                 metrics.accuracy("accuracy", expected, best),
                 metrics.macro_f1("macro_f1", expected, best),
-                metrics.calibration_error("calibration_error", right, outputs.label_probabilities.max(1)),
+                metrics.calibration_error("calibration_error", right, outputs.choice_probabilities.max(1)),
             ]
         if outputs.answers is not None:
             written = [_first_label(answer, labels) for answer in outputs.first_answers]
@@ -53,17 +53,21 @@ class Sentiment(Task):
         return found
 
     def baselines(self, records: Sequence[Record], training: Sequence[Record]) -> dict[str, Outputs]:
-        labels = self.labels(records)
+        labels = _labels(records)
         ((most, _),) = Counter(_label(record) for record in training or records).most_common(1)
         majority = np.array([[float(label == most) for label in labels]] * len(records))
-        found = {"majority": Outputs(label_probabilities=majority)}
+        found = {"majority": Outputs(choice_probabilities=majority)}
         if training:
-            found["TF-IDF, logistic regression"] = Outputs(label_probabilities=_regression(records, training, labels))
+            found["TF-IDF, logistic regression"] = Outputs(choice_probabilities=_regression(records, training, labels))
         return found
 
 
 def _label(record: Record) -> str:
     return str(record["label"]).strip()
+
+
+def _labels(records: Sequence[Record]) -> list[str]:
+    return sorted({_label(record) for record in records})
 
 
 def _first_label(answer: str, labels: Sequence[str]) -> str:

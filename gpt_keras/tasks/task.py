@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import abc
 import importlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,13 +24,13 @@ class Outputs:
 
     Attributes:
         answers: For each record its answers, the first of which counts where only one does.
-        label_probabilities: float [records, labels], where the task has labels.
+        choice_probabilities: float [records, choices], where the task has answers to choose from.
         nats: float [records]; negative log-likelihood of the reference answers.
         tokens: int [records]; how many tokens those are.
     """
 
     answers: list[list[str]] | None = None
-    label_probabilities: np.ndarray | None = None
+    choice_probabilities: np.ndarray | None = None
     nats: np.ndarray | None = None
     tokens: np.ndarray | None = None
 
@@ -50,6 +50,8 @@ class Task(abc.ABC):
         max_new_tokens: Of an answer.
         watched: The metric that a model is chosen by.
         lower_is_better: Whether that one should be low.
+        writes: Whether what the model writes is measured, and not only probabilities.
+        compares: Whether a record makes two conversations, of which the first is preferred to the second.
     """
 
     name: str = ""
@@ -57,6 +59,8 @@ class Task(abc.ABC):
     max_new_tokens: ClassVar[int] = 64
     watched: ClassVar[str] = "answer_perplexity"
     lower_is_better: ClassVar[bool] = True
+    writes: ClassVar[bool] = True
+    compares: ClassVar[bool] = False
 
     @abc.abstractmethod
     def messages(self, record: Record) -> list[Message]:
@@ -74,8 +78,8 @@ class Task(abc.ABC):
         """As `gpt_keras.data.finetuning.Form`."""
         return [self.messages(record)]
 
-    def labels(self, records: Sequence[Record]) -> list[str]:
-        """The only answers there are; empty where an answer is free."""
+    def choices(self, records: Sequence[Record]) -> list[list[str]]:
+        """For each record answers to compare by probability, as many for all; empty where there are none."""
         return []
 
     @abc.abstractmethod
@@ -91,9 +95,42 @@ class Task(abc.ABC):
         """
         return {}
 
+    def get_ready(self, unsafe: bool = False) -> None:  # noqa: B027 (most tasks have nothing to do)
+        """Called before anything is measured.
+
+        Args:
+            unsafe: Whether programs may run where the system keeps them from neither files nor the network; until this
+                is called again.
+
+        Raises:
+            InputError: Answers cannot be measured on this system.
+        """
+
     def __reduce__(self) -> Any:
         """Another process finds it by its name."""
         return importlib.import_module("gpt_keras.tasks").find_task, (self.name,)
+
+
+@dataclass(frozen=True)
+class MappedTask:
+    """A task's records in a file that has other names for their fields; a `gpt_keras.data.finetuning.Form`.
+
+    Attributes:
+        task: The task.
+        columns: Field to column, for those that go by another name.
+    """
+
+    task: Task
+    columns: Mapping[str, str]
+
+    @property
+    def fields(self) -> Fields:
+        """The task's, with their columns."""
+        return replace(self.task.fields, columns=self.columns)
+
+    def conversations(self, record: Record) -> Sequence[Sequence[Message]]:
+        """As the task's."""
+        return self.task.conversations(record)
 
 
 def text_of(record: Record, field: str) -> str:

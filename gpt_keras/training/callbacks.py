@@ -6,13 +6,14 @@ import math
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 
 from gpt_keras.training import checkpoint, processes
-from gpt_keras.training.options import TrainOptions
+from gpt_keras.training.options import LoopOptions
 from gpt_keras.training.schedule import learning_rate_factor
 
 
@@ -70,16 +71,18 @@ class Pace(keras.callbacks.Callback):
         step: Optimizer steps done, those of earlier processes included.
         seconds: Seconds spent, likewise.
         learning_rate: Of the step at hand or just done.
-        validation_loss: After the step just done, if it was measured then.
+        score: Of held-out data after the step just done, if it was measured then.
+        ended: Whether the run ends before its budget is used.
     """
 
-    def __init__(self, options: TrainOptions, done: checkpoint.Progress) -> None:
+    def __init__(self, options: LoopOptions, done: checkpoint.Progress) -> None:
         super().__init__()
         self.options = options
         self.step = done.step
         self._before = self.seconds = done.seconds
         self.learning_rate = 0.0
-        self.validation_loss: float | None = None
+        self.score: checkpoint.Score | None = None
+        self.ended = False
         self._started: float | None = None
         self._guard = Guard(options.spike_size, options.spike_steps)
 
@@ -97,6 +100,11 @@ class Pace(keras.callbacks.Callback):
         return min(1.0, self.seconds / (60.0 * self.options.minutes))
 
     @property
+    def over(self) -> bool:
+        """Whether there are no more steps to do."""
+        return self.ended or self.progress >= 1.0
+
+    @property
     def next_learning_rate(self) -> float:
         options = self.options
         factor = learning_rate_factor(options.schedule, self.step, self.progress, options.warmup_steps, options.decay)
@@ -104,7 +112,7 @@ class Pace(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         model = self.model
-        self.validation_loss = None
+        self.score = None
         self.learning_rate = model.optimizer.learning_rate = self.next_learning_rate
         model.reset_metrics()  # the loss reported is this step's, not the mean since the beginning
 
@@ -115,12 +123,44 @@ class Pace(keras.callbacks.Callback):
             self._started = time.perf_counter()
         self.seconds = processes.largest([self._before + time.perf_counter() - self._started])[0]
         self._guard.check(self.step, loss, logs.get("gradient_norm", 0.0))
-        if self.progress >= 1.0:
+        if self.over:
             self.model.stop_training = True
 
 
+class EarlyStopping(keras.callbacks.Callback):
+    """Ends a run whose score gets no better; behind `Record` among callbacks.
+
+    Args:
+        pace: Has the scores.
+        patience: How many measurements in a row may be no better than the best one before them.
+        earlier: Scores of the run before this process.
+    """
+
+    def __init__(self, pace: Pace, patience: int, earlier: Sequence[checkpoint.Score]) -> None:
+        super().__init__()
+        self.pace, self.patience = pace, patience
+        self._best: checkpoint.Score = (math.inf,)
+        self._worse = 0
+        for score in earlier:
+            self._take(score)
+
+    @property
+    def out_of_patience(self) -> bool:
+        return self._worse >= self.patience
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self.pace.score is not None:
+            self._take(self.pace.score)
+            if self.out_of_patience:
+                self.pace.ended = self.model.stop_training = True
+
+    def _take(self, score: checkpoint.Score) -> None:
+        self._worse = 0 if score < self._best else self._worse + 1
+        self._best = min(self._best, score)
+
+
 class Checkpoint(keras.callbacks.Callback):
-    """Saves every so often, and whenever the held-out loss has never been lower; behind `Record` among callbacks.
+    """Saves every so often, and whenever the score has never been better; behind `Record` among callbacks.
 
     Args:
         pace: Knows how far the run is.
@@ -135,26 +175,26 @@ class Checkpoint(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self.pace, self.writer, self.minutes, self.steps = pace, writer, minutes, steps
-        self._best = checkpoint.best_validation_loss(folder)
+        self._best = checkpoint.best_score(folder)
         self._last = pace.seconds
         self._saved_step = -1
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if not self.pace.sound:
             return
-        loss = self.pace.validation_loss
+        score = self.pace.score
         # The last one is saved here, since `fit` ends by putting the averages of the weights in their place.
-        if self._due() or (loss is not None and loss < self._best) or self.pace.progress >= 1.0:
+        if self._due() or (score is not None and score < self._best) or self.pace.over:
             self.save()
 
     def save(self) -> None:
         """Begin to write a checkpoint of the step just done, unless that was begun already."""
         if self.pace.step != self._saved_step:
-            progress = checkpoint.Progress(self.pace.step, self.pace.seconds, self.pace.validation_loss)
+            progress = checkpoint.Progress(self.pace.step, self.pace.seconds, self.pace.score)
             self.writer.save(self.model, progress)
             self._saved_step = self.pace.step
-        if self.pace.validation_loss is not None:
-            self._best = min(self._best, self.pace.validation_loss)
+        if self.pace.score is not None:
+            self._best = min(self._best, self.pace.score)
         self._last = self.pace.seconds
 
     def _due(self) -> bool:

@@ -1,7 +1,7 @@
 """Checkpoints: a model's and its optimizer's variables with how far the run is, whole or absent.
 
     checkpoints/step_00001000/  state-00000-of-00002.safetensors  (one for each process, of what its devices hold)
-                                state.json  (step, seconds, validation loss, SHA-256 of each file)
+                                state.json  (step, seconds, score, SHA-256 of each file)
 
 A tensor of the files is a part of a variable: NAME@START,START,... says where its first element goes.
 
@@ -15,6 +15,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -38,6 +39,10 @@ _OTHERS_SECONDS = 600.0
 """How long the first process waits for the others' parts."""
 
 
+Score = tuple[float, ...]
+"""How good a model is, the lower the better; a number counts where those before it are the same."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a run is.
@@ -45,12 +50,12 @@ class Progress:
     Attributes:
         step: Optimizer steps done.
         seconds: Seconds spent training, compilation left out.
-        validation_loss: On held-out text after this step, where it was measured.
+        score: Of held-out data after this step, where it was measured.
     """
 
     step: int = 0
     seconds: float = 0.0
-    validation_loss: float | None = None
+    score: Score | None = None
 
 
 class CheckpointWriter:
@@ -58,7 +63,7 @@ class CheckpointWriter:
 
     Args:
         folder: Where they go.
-        keep: How many of the newest stay; beside these the one with the lowest validation loss.
+        keep: How many of the newest stay; beside these the one of the best score.
         warn: Told when one could not be written. Training then goes on, and the old ones stay.
     """
 
@@ -97,9 +102,7 @@ class CheckpointWriter:
 
     def _remove_old(self) -> None:
         found = _newest_first(self._folder)
-        losses = {path: _validation_loss(path) for path in found}
-        measured = [path for path in found if losses[path] is not None]
-        best = min(measured, key=lambda path: (losses[path], path.name)) if measured else None
+        best = _best(found)
         for path in found[self._keep :]:
             if path != best:
                 shutil.rmtree(path, ignore_errors=True)
@@ -186,10 +189,9 @@ def newest_step(folder: Path) -> int | None:
     return int(found[0].name.removeprefix("step_")) if found else None
 
 
-def best_validation_loss(folder: Path) -> float:
+def best_score(folder: Path) -> Score:
     """The lowest among the checkpoints in `folder`; infinite where none has one."""
-    losses = [_validation_loss(path) for path in _newest_first(folder)]
-    return min((loss for loss in losses if loss is not None), default=float("inf"))
+    return min((score for score in map(_score, _newest_first(folder)) if score is not None), default=(math.inf,))
 
 
 def save_checkpoint(model: keras.Model, folder: Path, progress: Progress, keep: int = 2) -> Path:
@@ -203,28 +205,37 @@ def save_checkpoint(model: keras.Model, folder: Path, progress: Progress, keep: 
     return path
 
 
-def restore_checkpoint(model: keras.Model, folder: Path) -> Progress:
-    """Load the newest whole checkpoint in `folder` into a compiled model; progress 0 where there is none.
+def restore_checkpoint(model: keras.Model, folder: Path, best: bool = False) -> Progress:
+    """Load a whole checkpoint in `folder` into a compiled model; progress 0 where there is none.
+
+    Args:
+        model: Compiled.
+        folder: Of the checkpoints.
+        best: Take the one of the best score, instead of the newest.
 
     Raises:
         InputError: The checkpoint is of another model or optimizer.
     """
     if folder.is_dir() and processes().first:
         sweep(folder)
-    newest = _newest_whole(folder) if processes().first else -1
-    step = int(largest([newest])[0])
+    chosen = _first_whole(folder, best) if processes().first else -1
+    step = int(largest([chosen])[0])
     if step < 0:
         return Progress()
     path = folder / f"step_{step:08d}"
     state = json.loads((path / "state.json").read_text("utf-8"))
     with StoredTensors(path) as stored:
         _assign(model, stored, path)
-    return Progress(step, float(state["seconds"]), state.get("validation_loss"))
+    return Progress(step, float(state["seconds"]), _score(path))
 
 
-def _newest_whole(folder: Path) -> int:
-    """The step of the newest checkpoint whose contents match their checksums; -1 where there is none."""
-    for path in _newest_first(folder):
+def _first_whole(folder: Path, best: bool) -> int:
+    """The step of the newest checkpoint that matches its checksums, or of the best; -1 where there is none."""
+    found = _newest_first(folder)
+    if best:
+        chosen = _best(found)
+        found = [chosen, *found] if chosen else found
+    for path in found:
         try:
             state = json.loads((path / "state.json").read_text("utf-8"))
             step, _ = int(state["step"]), float(state["seconds"])
@@ -262,11 +273,13 @@ def _assign(model: keras.Model, stored: StoredTensors, path: Path) -> None:
 def _variables(model: keras.Model) -> dict[str, Any]:
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
+    frozen = {id(weight) for weight in model.weights if not weight.trainable}  # never change, so they are not kept
     groups = {"model": model.variables, "optimizer": model.optimizer.variables}
     return {
         f"{group}/{number:04d}/{_lasting(variable.path)}": variable
         for group, variables in groups.items()
         for number, variable in enumerate(variables)
+        if id(variable) not in frozen
     }
 
 
@@ -279,10 +292,15 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_????????"), reverse=True)
 
 
-def _validation_loss(path: Path) -> float | None:
+def _best(checkpoints: list[Path]) -> Path | None:
+    scores = {path: score for path in checkpoints if (score := _score(path)) is not None}
+    return min(scores, key=lambda path: (scores[path], path.name), default=None)
+
+
+def _score(path: Path) -> Score | None:
     try:
-        loss = json.loads((path / "state.json").read_text("utf-8"))["validation_loss"]
-        return None if loss is None else float(loss)
+        score = json.loads((path / "state.json").read_text("utf-8"))["score"]
+        return None if score is None else tuple(map(float, score))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

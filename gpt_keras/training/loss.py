@@ -11,6 +11,7 @@ from gpt_keras import kernels
 from gpt_keras.kernels import vocabulary_loss
 
 Tensor = Any
+_ALIGNMENT = 64
 
 
 @keras.saving.register_keras_serializable(package="gpt_keras")
@@ -25,12 +26,17 @@ class NextTokenLoss(keras.losses.Loss):
             2016, https://arxiv.org/abs/1512.00567).
         z_loss: Factor of the squared log of the softmax's normalizer, which keeps logits from drifting; 1e-4 in PaLM
             (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, section 5).
+        most_weighted: How many tokens of a batch have a weight other than 0 at most. In training only they then go
+            through the output head, and what else is in their last piece; in fine-tuning most have none. `None` for
+            all.
         **kwargs: `name` of `keras.losses.Loss`.
     """
 
-    def __init__(self, label_smoothing: float = 0.0, z_loss: float = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self, label_smoothing: float = 0.0, z_loss: float = 0.0, most_weighted: int | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**{"name": "next_token_loss", "dtype": "float32", **kwargs})
-        self.label_smoothing, self.z_loss = label_smoothing, z_loss
+        self.label_smoothing, self.z_loss, self.most_weighted = label_smoothing, z_loss, most_weighted
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         # Keras's own __call__ would first cast all logits to float32, twice their memory in bfloat16.
@@ -61,15 +67,42 @@ class NextTokenLoss(keras.losses.Loss):
             sample_weight: float [batch, length].
             training: Without it only the cross-entropy is computed, with no gradient.
         """
+        total_weight = _total(y_true, sample_weight)
+        ordered = False
+        if sample_weight is not None and self.most_weighted is not None:
+            ordered = True
+            hidden, y_true, sample_weight = weighted_tokens(
+                hidden, self.most_weighted, sample_weight, y_true, sample_weight
+            )
         if training:
-            total = vocabulary_loss.summed_loss(hidden, table, y_true, sample_weight, self.label_smoothing, self.z_loss)
+            numbers = self.label_smoothing, self.z_loss
+            total = vocabulary_loss.summed_loss(hidden, table, y_true, sample_weight, *numbers, weighted_first=ordered)
         else:
             losses = vocabulary_loss.losses(hidden, table, y_true)
             total = ops.sum(losses if sample_weight is None else losses * ops.cast(sample_weight, "float32"))
-        return total / _total(y_true, sample_weight)
+        return total / total_weight
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "label_smoothing": self.label_smoothing, "z_loss": self.z_loss}
+        own = {"label_smoothing": self.label_smoothing, "z_loss": self.z_loss, "most_weighted": self.most_weighted}
+        return {**super().get_config(), **own}
+
+
+def weighted_tokens(hidden: Tensor, most: int, weights: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """The tokens of a batch that have a weight, as one row, and behind them some, or all, that have none.
+
+    Args:
+        hidden: [batch, length, hidden_dim].
+        most: How many there are at most.
+        weights: float [batch, length]; which they are.
+        *others: What else is wanted of the tokens, each [batch, length].
+
+    Returns:
+        Hidden states [1, n, hidden_dim] and `others` [1, n]; n is `most`, rounded up, or all.
+    """
+    size = weights.shape[0] * weights.shape[1]
+    count = min(size, -(-max(1, most) // _ALIGNMENT) * _ALIGNMENT)
+    _, places = ops.top_k(ops.cast(ops.reshape(weights, (-1,)) != 0, "float32"), count)
+    return tuple(ops.take(ops.reshape(x, (size, *x.shape[2:])), places, axis=0)[None] for x in (hidden, *others))
 
 
 def _total(y_true: Tensor, sample_weight: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ import keras
 from keras import ops
 
 from gpt_keras import kernels
-from gpt_keras.training.options import TrainOptions
+from gpt_keras.training.options import LoopOptions
 
 Tensor = Any
 
@@ -178,7 +178,7 @@ class Muon(_Update, keras.optimizers.Muon):
         return ops.swapaxes(x, -2, -1) if tall else x
 
 
-def make_optimizer(options: TrainOptions, precision: str = "float32") -> keras.optimizers.Optimizer:
+def make_optimizer(options: LoopOptions, precision: str = "float32") -> keras.optimizers.Optimizer:
     """The optimizer that the options name; its learning rate is set anew before every step.
 
     Weight decay is on matrices only, and with Muon not on the embedding.

@@ -11,6 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,43 +20,63 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gpt_keras.data.files import whole_file
-from gpt_keras.evaluation.bits_per_byte import HeldOutScorer
 from gpt_keras.training.callbacks import Pace
+from gpt_keras.training.checkpoint import Score
 from gpt_keras.training.optimizer import averaged_weights
-from gpt_keras.training.options import TrainOptions
+from gpt_keras.training.options import LoopOptions
 from gpt_keras.training.processes import processes
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What held-out data says of the model.
+
+    Attributes:
+        values: Name to value, as metrics.jsonl gets them; `validation_loss` is among them.
+        score: What checkpoints are compared by.
+    """
+
+    values: dict[str, float]
+    score: Score
+
+
 class Record(keras.callbacks.Callback):
-    """Writes metrics.jsonl and TensorBoard logs, measures the held-out loss a few times, and shows how it goes.
+    """Writes metrics.jsonl and TensorBoard logs, measures held-out data a few times, and shows how it goes.
 
     Args:
         pace: Counts the steps.
-        scorer: Measures the held-out loss.
-        options: Of the run: when to measure, to sample and to profile, and whether to log to Weights & Biases.
+        measure: Measures held-out data.
+        options: Of the run: when to measure and to profile, and whether to log to Weights & Biases.
         tokens_per_step: Tokens in a batch.
         console: A terminal gets a progress bar, anything else a plain line now and then.
-        utilization: Share of the machine's matrix products that a token a second is worth.
+        utilization: Share of the machine's matrix products that a token a second is worth; `None` to leave
+            that out.
         sample: Writes samples of a step, told its number.
+        sample_steps: Steps between samples; 0 for none.
+
+    Attributes:
+        measures_at_end: Whether held-out data is measured behind the last step, too.
+        earlier_scores: What was measured before this process.
     """
 
     LINE_SECONDS = 20.0
-    EVALUATION_TOKENS = 32768
 
     def __init__(
         self,
         pace: Pace,
-        scorer: HeldOutScorer,
-        options: TrainOptions,
-        tokens_per_step: int,
+        measure: Callable[[], Measured],
+        options: LoopOptions,
+        tokens_per_step: float,
         console: Console,
-        utilization: float,
+        utilization: float | None,
         sample: Callable[[int], None],
+        sample_steps: int,
     ) -> None:
         super().__init__()
-        self.pace, self.scorer, self.options, self.folder = pace, scorer, options, options.run_dir
+        self.pace, self.measure, self.options, self.folder = pace, measure, options, options.run_dir
         self.tokens_per_step, self.console, self.evaluations = tokens_per_step, console, options.evaluations
-        self.utilization, self.sample = utilization, sample
+        self.utilization, self.sample, self.sample_steps = utilization, sample, sample_steps
+        self.measures_at_end = False
         self._profile = [int(step) for step in options.profile.split("-")] if options.profile else []
         self._profiling = False
         self._wandb: Any = None
@@ -67,6 +88,7 @@ class Record(keras.callbacks.Callback):
         self._bar: Progress | None = None
         # A run that goes on after a kill does the steps behind its checkpoint again; their old lines go.
         records = [r for r in read_metrics(self.folder) if r["step"] <= pace.step]
+        self.earlier_scores = [tuple(record["score"]) for record in records if "score" in record]
         self._earlier_speed = float(records[-1]["tokens_per_second"]) if records else 0.0
         if processes().first:
             with whole_file(self.folder / "metrics.jsonl") as partial:
@@ -115,7 +137,7 @@ class Record(keras.callbacks.Callback):
         if batch > 0:
             self._step_seconds.append(time.perf_counter() - self._begin)
         loss, step = float(logs["loss"]), self.pace.step
-        record = {
+        record: dict[str, Any] = {
             "step": step,
             "seconds": round(self.pace.seconds, 3),
             "loss": loss,
@@ -124,20 +146,18 @@ class Record(keras.callbacks.Callback):
         }
         if "gradient_norm" in logs:
             record["gradient_norm"] = float(logs["gradient_norm"])
-        if self._step_seconds:
+        if self._step_seconds and self.utilization is not None:
             record["flops_utilization"] = round(self.tokens_per_second * self.utilization, 4)
         if self._profiling and step >= self._profile[1]:
             self._stop_profiler()
         if self._evaluation_is_due():
             _ = self.model  # on JAX, this brings the trained values into the model's variables
             with averaged_weights(self.model):
-                score = self.scorer.score(self.EVALUATION_TOKENS)
-            self.pace.validation_loss = self._validation_loss = score.loss
-            record["validation_loss"] = score.loss
-            record["validation_bits_per_byte"] = score.bits_per_byte
-            record["validation_perplexity"] = math.exp(min(score.loss, 700.0))
+                measured = self.measure()
+            self.pace.score, self._validation_loss = measured.score, measured.values["validation_loss"]
+            record |= {**measured.values, "score": measured.score}
             self._next_evaluation = self._next_share(self.pace.progress)
-        if self.options.sample_steps and step % self.options.sample_steps == 0:
+        if self.sample_steps and step % self.sample_steps == 0:
             _ = self.model
             with averaged_weights(self.model):
                 self.sample(step)
@@ -157,9 +177,13 @@ class Record(keras.callbacks.Callback):
             self._metrics.close()
 
     def _share(self) -> str:
-        return f"  {self.tokens_per_second * self.utilization:.0%} of matrix products" if self._step_seconds else ""
+        if not self._step_seconds or self.utilization is None:
+            return ""
+        return f"  {self.tokens_per_second * self.utilization:.0%} of matrix products"
 
     def _evaluation_is_due(self) -> bool:
+        if self.pace.over and self.measures_at_end:
+            return True
         if self.options.evaluation_steps is not None:
             return self.pace.step % self.options.evaluation_steps == 0
         return bool(self.evaluations) and self._next_evaluation <= self.pace.progress < 1.0
@@ -177,14 +201,16 @@ class Record(keras.callbacks.Callback):
         self._metrics.flush()
         self._to_board(record)
         if self._wandb is not None:
-            self._wandb.log({name: value for name, value in record.items() if name != "step"}, step=record["step"])
+            self._wandb.log(
+                {name: value for name, value in record.items() if name not in ("step", "score")}, step=record["step"]
+            )
 
     def _to_board(self, record: dict[str, Any]) -> None:
         import tensorflow as tf
 
         with self._board.as_default(step=record["step"]):
             for name, value in record.items():
-                if name != "step":
+                if name not in ("step", "score"):
                     tf.summary.scalar(name, value)
 
     def _show(self, loss: float, step: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -20,29 +21,28 @@ import keras
 from rich.console import Console
 
 from gpt_keras.architectures import architecture_for
-from gpt_keras.backend import import_tensorflow
 from gpt_keras.config import GPTConfig
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import whole_file
 from gpt_keras.data.mixture import Mixture
 from gpt_keras.data.pretraining import Batches
 from gpt_keras.data.tokenizer import Tokenizer
-from gpt_keras.evaluation.bits_per_byte import HeldOutScorer, xz_bits_per_byte
+from gpt_keras.evaluation.bits_per_byte import HeldOutScore, HeldOutScorer, xz_bits_per_byte
 from gpt_keras.folder import load_folder, save_folder
 from gpt_keras.generation import Generator
 from gpt_keras.model import GPT
 from gpt_keras.sampling_options import SamplingOptions
-from gpt_keras.training.callbacks import Checkpoint, DivergedError, Pace, StopBetweenSteps
-from gpt_keras.training.checkpoint import CheckpointWriter, newest_step, restore_checkpoint
+from gpt_keras.training.checkpoint import restore_checkpoint
 from gpt_keras.training.distribution import Devices, distribute, hosts, local_copy, one_device, spread_rows
 from gpt_keras.training.estimate import state_bytes
 from gpt_keras.training.flops import measured_flops_per_second, training_flops_per_token
+from gpt_keras.training.loop import Loop
 from gpt_keras.training.loss import NextTokenLoss
 from gpt_keras.training.optimizer import averaged_weights, make_optimizer
 from gpt_keras.training.options import TrainOptions
 from gpt_keras.training.precision import choose_precision
 from gpt_keras.training.processes import leave, processes
-from gpt_keras.training.record import Record, draw_loss
+from gpt_keras.training.record import Measured, draw_loss
 from gpt_keras.training.run_folder import PreparedRun, bytes_bar, say
 
 NUM_SAMPLES = 3
@@ -50,6 +50,7 @@ PROMPT_CHARACTERS = 40
 SAMPLE_OPTIONS = SamplingOptions(temperature=0.8, top_k=50, top_p=0.95)
 SAMPLE_TOKENS = 96
 EARLY_WINDOWS = 2
+EVALUATION_TOKENS = 32768
 
 
 class TrainingRun:
@@ -135,48 +136,23 @@ class TrainingRun:
         if done.step:
             say(self.console, f"resuming    after step {done.step}")
 
-        pace = Pace(options, done)
         scorer = HeldOutScorer(model, corpus, options.batch_size, spread_rows)
-        record = Record(
-            pace,
-            scorer,
+        tokens_per_step = options.batch_size * config.context_length
+        loop = Loop(
+            model,
             options,
-            options.batch_size * config.context_length,
+            done,
             self.console,
+            lambda: _measured(scorer.score(EVALUATION_TOKENS)),
+            tokens_per_step,
             training_flops_per_token(config) / self._flops_per_second(policy, devices),
             lambda step: self._sample_during(model, corpus, step),
+            options.sample_steps,
         )
-        folder = self.folder / "checkpoints"
-        writer = CheckpointWriter(folder, options.keep_checkpoints, self._warn)
-        checkpoints = Checkpoint(pace, writer, folder, options.checkpoint_minutes, options.checkpoint_steps)
-        if pace.progress < 1.0:
-            import_tensorflow()  # for tf.data and TensorBoard, on any backend
-            interrupt = StopBetweenSteps()
+        if not loop.pace.over:
             with averaged_weights(model):  # what is wrong with validation shows now, not after hours
-                scorer.score(EARLY_WINDOWS * options.batch_size * config.context_length)
-            try:
-                with interrupt:
-                    model.fit(
-                        batches.dataset(start=done.step),
-                        epochs=1,
-                        steps_per_epoch=sys.maxsize,  # Pace ends the run
-                        shuffle=False,  # the data set has its own order
-                        verbose=0,
-                        callbacks=[pace, record, checkpoints, interrupt],
-                    )
-            except KeyboardInterrupt:
-                if interrupt.stopped:
-                    checkpoints.save()
-                    writer.wait()
-                    leave()
-                    say(self.console, f"stopped after step {pace.step}; the same command goes on from there")
-                raise
-            except DivergedError as error:
-                writer.wait()
-                raise InputError(f"training diverged: {error}. {self._advice(folder)}") from None
-            finally:
-                record.close()
-                writer.wait()
+                scorer.score(EARLY_WINDOWS * tokens_per_step)
+        loop.run(batches.dataset(start=done.step))
         with averaged_weights(model):
             self._copy = local_copy(model, self._copy)
         if processes().first:
@@ -184,19 +160,11 @@ class TrainingRun:
             save_folder(self._copy, corpus.tokenizer, self.folder / "model")
         return {
             "parameters": model.count_params(),
-            "steps": pace.step,
-            "tokens": pace.step * options.batch_size * config.context_length,
-            "tokens_per_second": round(record.tokens_per_second, 1),
-            "train_seconds": pace.seconds,
+            "steps": loop.pace.step,
+            "tokens": loop.pace.step * tokens_per_step,
+            "tokens_per_second": round(loop.record.tokens_per_second, 1),
+            "train_seconds": loop.pace.seconds,
         }
-
-    def _advice(self, folder: Path) -> str:
-        last = newest_step(folder)
-        way = "the same command goes on from there" if last else "begin again with --restart"
-        return (
-            f"The last good checkpoint is {f'of step {last}' if last else 'missing'}: lower --learning-rate (now "
-            f"{self.options.learning_rate}), and {way}"
-        )
 
     def _distribute(self, config: GPTConfig, policy: str) -> Devices:
         """Set up the devices, and say how."""
@@ -287,3 +255,12 @@ class TrainingRun:
         if done.returncode:
             raise InputError(f"the export failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
         return Path(done.stdout.strip().splitlines()[-1])
+
+
+def _measured(score: HeldOutScore) -> Measured:
+    values = {
+        "validation_loss": score.loss,
+        "validation_bits_per_byte": score.bits_per_byte,
+        "validation_perplexity": math.exp(min(score.loss, 700.0)),
+    }
+    return Measured(values, (score.loss,))

@@ -7,7 +7,6 @@ runs/NAME/  config.yaml  corpus/  metrics.jsonl  logs/  loss.png  checkpoints/
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import time
@@ -16,12 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from gpt_keras.data.errors import InputError
-from gpt_keras.data.files import readable, sweep, whole_file
+from gpt_keras.data.files import readable
 from gpt_keras.data.mixture import Mixture
 from gpt_keras.data.preparation import PreparationOptions, prepare, split_and_train_tokenizer
 from gpt_keras.data.pretraining import Batches
@@ -29,8 +27,17 @@ from gpt_keras.data.shards import Corpus
 from gpt_keras.data.sources import open_source, parse_weight
 from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.progress import preparation_progress
-from gpt_keras.training.options import FIXED, SHAPE, UNTOLD, TrainOptions
+from gpt_keras.training.options import FIXED, SHAPE, UNTOLD, TrainOptions, flag
 from gpt_keras.training.processes import processes
+from gpt_keras.training.recorded import (
+    changes,
+    damaged,
+    differing,
+    plain,
+    read_recorded,
+    refuse_differences,
+    write_recorded,
+)
 
 _FINGERPRINTS = ("tokenizer_sha256", "corpus_sha256")
 
@@ -90,10 +97,7 @@ def prepare_run(options: TrainOptions, console: Console) -> PreparedRun:
     Batches.of(corpus, config.context_length, options.batch_size)  # is there enough of it
     if processes().first:
         # Only now, when nothing is left to go wrong with them, are the options those of the run.
-        with whole_file(options.run_dir / "config.yaml") as partial:
-            record = {**_plain(options), **fingerprints}
-            partial.write_text(yaml.safe_dump(record, sort_keys=False), "utf-8")
-        sweep(options.run_dir)
+        write_recorded(options, fingerprints)
     return PreparedRun(corpus, started, seconds)
 
 
@@ -129,9 +133,7 @@ def check_data(options: TrainOptions) -> None:
         )
     for name, default in (("tokenizer", None), ("vocabulary_size", None), ("validation", "auto")):
         if getattr(options, name) != default:
-            raise InputError(
-                f"{prepared[0]} is a prepared corpus, which fixes --{name.replace('_', '-')}: leave it out"
-            )
+            raise InputError(f"{prepared[0]} is a prepared corpus, which fixes {flag(name)}: leave it out")
 
 
 def check_options(options: TrainOptions) -> Begun | None:
@@ -140,42 +142,24 @@ def check_options(options: TrainOptions) -> Begun | None:
     Raises:
         InputError: With all differences that make that meaningless.
     """
-    path = options.run_dir / "config.yaml"
-    if not path.exists():
+    given, recorded = plain(options), read_recorded(options.run_dir)
+    if recorded is None:
         return None
-    given = _plain(options)
     try:
-        recorded = yaml.safe_load(path.read_text("utf-8"))
         fingerprints = {name: recorded.pop(name, None) for name in _FINGERPRINTS}
-        recorded = {**_plain(TrainOptions()), **{k: v for k, v in recorded.items() if k in given}}  # older ones differ
+        recorded = {**plain(TrainOptions()), **{k: v for k, v in recorded.items() if k in given}}  # older ones differ
         if isinstance(recorded["data"], str):
             recorded["data"] = [recorded["data"]]
         shape = _shape(TrainOptions(**{name: recorded[name] for name in SHAPE}))
-    except (OSError, yaml.YAMLError, TypeError, InputError) as error:
-        raise InputError(f"{path}: damaged ({error}); use --restart to begin again") from error
+    except (TypeError, InputError) as error:
+        raise damaged(options.run_dir, error) from error
     now = _shape(options)
-    differences = [
-        f"{_flag(name)} {recorded[name]}, not {given[name]}" for name in FIXED if recorded[name] != given[name]
-    ]
+    differences = differing(recorded, given, FIXED)
     differences += [f"{name} {shape[name]}, not {now[name]}" for name in shape if shape[name] != now[name]]
     if bool(recorded["ema"]) != bool(given["ema"]):  # the average is of all steps, or there is none
         differences.append(f"--ema {recorded['ema']}, not {given['ema']}")
-    if differences:
-        raise InputError(
-            f"{options.run_dir} was begun with {'; with '.join(differences)}: "
-            "give the same to go on, another --run-dir, or --restart to begin again"
-        )
-    skipped = {*FIXED, *SHAPE, *UNTOLD} - {"dropout"}
-    changed = [
-        f"{_flag(name)} {given[name]} (was {recorded[name]})"
-        for name in given
-        if name not in skipped and recorded[name] != given[name]
-    ]
-    return Begun(fingerprints, changed)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    refuse_differences(options.run_dir, differences)
+    return Begun(fingerprints, changes(recorded, given, {*FIXED, *SHAPE, *UNTOLD} - {"dropout"}))
 
 
 def _shape(options: TrainOptions) -> dict[str, Any]:
@@ -207,11 +191,6 @@ def bytes_bar(console: Console, words: str) -> Iterator[tuple[Progress, TaskID]]
     columns = (TextColumn(words), BarColumn(), DownloadColumn(), TimeRemainingColumn(compact=True))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         yield bar, bar.add_task("", total=None)
-
-
-def _plain(options: TrainOptions) -> dict[str, Any]:
-    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 def _is_corpus(folder: str) -> bool:

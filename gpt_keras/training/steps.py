@@ -36,6 +36,14 @@ class TrainedModel(keras.Model):
     num_parts = 1
     watch_gradient_norm = False
 
+    def make_train_function(self, force: bool = False) -> Any:
+        """As Keras's own. The optimizer makes its state before the first step, which TensorFlow would otherwise trace
+        twice: once to make it, once to use it."""
+        if keras.backend.backend() == "tensorflow" and self.built and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
+
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
         """Keras's own training step, with the backend's faster kernels."""
         with kernels.fast_kernels(), self._head_in_loss():
@@ -57,6 +65,13 @@ class TrainedModel(keras.Model):
         """As `train_step`."""
         with kernels.fast_kernels(), self._head_in_loss():
             return super().test_step(*args, **kwargs)
+
+    def _symbolic_build(self, *args: Any, **kwargs: Any) -> Any:
+        """Keras's trial of a batch before the first step: on JAX of the batch itself, which a loss of hidden states may
+        need; on TensorFlow, under a distribution strategy, of one of float32."""
+        jax = keras.backend.backend() == "jax"
+        with self._head_in_loss() if jax else contextlib.nullcontext():
+            return super()._symbolic_build(*args, **kwargs)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True

@@ -10,6 +10,7 @@ import gpt_keras
 from gpt_keras.config import GPTConfig
 from gpt_keras.data.errors import InputError
 from gpt_keras.evaluate import EvaluateOptions, cli, main
+from gpt_keras.evaluation import sandbox
 from gpt_keras.evaluation.answers import PLAIN_TEMPLATE, Answerer, text_likelihoods
 from gpt_keras.folder import save_folder
 from gpt_keras.tasks import find_task
@@ -58,7 +59,7 @@ def test_labels_and_answers_have_the_probabilities_that_the_model_gives_them(lm)
             count = len(tokenizer.encode(label)) + 1
             logs.append(probabilities(lm, ids)[-count:].sum())
         odds = np.exp(logs - np.max(logs))
-        np.testing.assert_allclose(outputs.label_probabilities[row], odds / odds.sum(), atol=1e-4)
+        np.testing.assert_allclose(outputs.choice_probabilities[row], odds / odds.sum(), atol=1e-4)
         assert outputs.nats[row] == pytest.approx(-logs[record["label"] == "positive"], rel=1e-4)
         assert outputs.tokens[row] == len(tokenizer.encode(record["label"])) + 1
 
@@ -106,13 +107,39 @@ def test_the_command_measures_models_and_baselines_and_writes_answers(folder, tm
     assert said["metrics"] == said["systems"][str(folder)]
     assert said["systems"]["majority"]["accuracy"] == pytest.approx(6 / 9)
     lines = [json.loads(line) for line in output.read_text().splitlines()]
-    best = [("negative", "positive")[int(np.argmax(line["label_probabilities"]))] for line in lines]
+    best = [("negative", "positive")[int(np.argmax(line["choice_probabilities"]))] for line in lines]
     right = np.mean([a == line["record"]["label"] for a, line in zip(best, lines, strict=True)])
     assert said["metrics"]["accuracy"] == pytest.approx(right)
     nats, tokens = (sum(line[name] for line in lines) for name in ("nats", "tokens"))
     assert said["metrics"]["answer_perplexity"] == pytest.approx(math.exp(nats / tokens))
     for name, (low, high) in said["intervals"].items():
         assert low <= said["metrics"][name] <= high, name
+
+
+def test_what_would_fail_at_the_end_is_refused_at_the_start(tmp_path, monkeypatch):
+    """Before the model, of which there is none, is opened."""
+    file = tmp_path / "file"
+    file.touch()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    places = (
+        (tmp_path, "is a folder"),
+        (file / "answers.jsonl", "file/answers.jsonl: Not a directory"),
+        (tmp_path / "nowhere" / "answers.jsonl", "nowhere/answers.jsonl: No such file"),
+        (tmp_path / ("long" * 60), "File name too long"),
+    )
+    for output, words in places:
+        with pytest.raises(InputError, match=words):
+            main(EvaluateOptions("none", "sentiment", output=output))
+    with pytest.raises(InputError, match="none"):
+        main(EvaluateOptions("none", "sentiment", output=tmp_path / "new" / "answers.jsonl"))
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "nowhere"}
+    monkeypatch.setattr(sandbox, "isolation", lambda: sandbox.Isolation(frozenset()))
+    for task in ("code", "debugging"):
+        monkeypatch.setattr(find_task(task), "_unsafe", False)  # and again behind this test
+        with pytest.raises(InputError, match="--unsafe"):
+            main(EvaluateOptions("none", task))
+        with pytest.raises(InputError, match="none"):
+            main(EvaluateOptions("none", task, unsafe=True))
 
 
 @pytest.mark.parametrize("name", ["chat", "code", "content", "debugging", "paraphrase", "sentiment", "summarization"])

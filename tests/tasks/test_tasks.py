@@ -110,7 +110,7 @@ def test_a_result_that_json_wrote_down_is_the_same_result():
 
 def test_sentiment_by_probabilities_and_by_words():
     task, records = find_task("sentiment"), RECORDS["sentiment"]
-    assert task.labels(records) == ["negative", "positive"]
+    assert task.choices(records) == [["negative", "positive"]] * len(records)
     sure = np.array([[0.1, 0.9], [0.8, 0.2]])
     found = values(task, records, Outputs([["I think: Positive."], ["positively unclear"]], sure))
     assert found["accuracy"] == found["macro_f1"] == 1.0

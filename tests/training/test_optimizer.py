@@ -41,6 +41,18 @@ def test_updates_equal_kerass(config, ours, kerass, options, clip):
     assert_same_weights(mine, theirs, 2e-4)
 
 
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("optimizer", [AdamW, Muon])
+def test_a_step_is_traced_once(config, optimizer):
+    model = build(config)
+    traced = []
+    step = model.train_step
+    model.train_step = lambda *arguments: traced.append(1) or step(*arguments)
+    model.compile(optimizer(1e-2, global_clipnorm=1.0), NextTokenLoss())
+    model.fit(TOKENS, TARGETS, batch_size=4, verbose=0)
+    assert len(traced) == 1
+
+
 def test_weight_decay_is_on_matrices_only(config):
     config = dataclasses.replace(config, use_bias=True, normalization="layer_norm")
     model = build(config)
