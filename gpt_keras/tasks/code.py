@@ -58,7 +58,7 @@ class Code(Programs):
         return turns(question, fenced(text_of(record, "code")))
 
     def tested(self, record: Record, program: str) -> str:
-        return "\n".join([record["setup"] or "", program, *record["tests"]])
+        return "\n".join([record["setup"] or "", program, *texts_of(record, "tests")])
 
     def baselines(self, records: Sequence[Record], training: Sequence[Record]) -> dict[str, Outputs]:
         return {"the references": Outputs([[record["code"]] for record in records])}

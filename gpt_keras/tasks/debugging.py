@@ -27,7 +27,7 @@ class Debugging(Programs):
         return turns(question, fenced(text_of(record, "fixed")))
 
     def tested(self, record: Record, program: str) -> str:
-        return "\n".join([program, _SAME, *map(_tolerant, record["tests"])])
+        return "\n".join([program, _SAME, *map(_tolerant, texts_of(record, "tests"))])
 
     def baselines(self, records: Sequence[Record], training: Sequence[Record]) -> dict[str, Outputs]:
         return {

@@ -147,12 +147,14 @@ def text_of(record: Record, field: str) -> str:
 
 
 def texts_of(record: Record, field: str) -> list[str]:
-    """The list of texts in a field.
+    """The list of texts in a field; of one, where it holds a text, as in a CSV file.
 
     Raises:
         InputError: It holds something else.
     """
     value = record[field]
+    if isinstance(value, str):
+        return [value]
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise InputError(f"the field {field!r} must hold a list of texts")
     return value

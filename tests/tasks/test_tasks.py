@@ -108,6 +108,14 @@ def test_a_result_that_json_wrote_down_is_the_same_result():
         assert values(task, [record], Outputs([[fixed]]))["pass@1"] == 100.0 * passes, test
 
 
+def test_tests_may_be_one_text():
+    task, tests = find_task("code"), "\n".join(ADD["tests"])
+    record = {**ADD, "tests": tests}
+    assert tests in task.prompt(record)[0]["content"]
+    assert values(task, [record], Outputs([[ADD["code"]]]))["pass@1"] == 100.0
+    assert values(task, [record], Outputs([[ADD["code"].replace("+", "-")]]))["pass@1"] == 0.0
+
+
 def test_sentiment_by_probabilities_and_by_words():
     task, records = find_task("sentiment"), RECORDS["sentiment"]
     assert task.choices(records) == [["negative", "positive"]] * len(records)
@@ -130,7 +138,7 @@ def test_a_program_is_found_in_an_answer():
         ("sentiment", {"text": "", "label": "a"}, "'text' must hold text, not nothing"),
         ("sentiment", {"text": "a", "label": None}, "'label' must hold a label"),
         ("summarization", {"document": 3, "summary": "a"}, "'document' must hold text, not int"),
-        ("code", {**ADD, "tests": "assert True"}, "'tests' must hold a list"),
+        ("code", {**ADD, "tests": [True]}, "'tests' must hold a list"),
         ("chat", {"messages": "hi"}, "'messages' must hold a list of turns"),
     ],
 )
