@@ -132,7 +132,7 @@ def _few_rows(kernels: TransposedKernels | None, copies: dict[int, Any]) -> cont
 
 
 class TransposedKernels:
-    """A model's kernels as [out, in], the form in which `kernels.few_rows` multiplies by them.
+    """A model's kernels as [out, in] in float32, the form in which `kernels.few_rows` multiplies by them.
 
     They are copies, and take as much memory again; `refresh` makes them follow the model. A model that takes more than
     a quarter of the machine's memory gets none and is multiplied by as it is.
@@ -143,7 +143,9 @@ class TransposedKernels:
 
     def __init__(self, model: keras.Model) -> None:
         self.copies: dict[int, Any] = {}
-        self._variables = [variable for variable in model.variables if variable.path.endswith("/kernel")]
+        self._variables = [
+            variable for variable in model.variables if variable.path.endswith("/kernel") and variable.dtype != "int8"
+        ]
         if 4 * sum(4 * int(np.prod(variable.shape)) for variable in self._variables) > physical_memory():
             self._variables = []
         self._seen: Any = None
@@ -162,7 +164,7 @@ class TransposedKernels:
         values = [variable.value for variable in self._variables]
         for i, (variable, value) in enumerate(zip(self._variables, values, strict=True)):
             if self._seen is None or self._seen[i] is not value:  # an array never changes
-                self.copies[id(variable)] = value.T
+                self.copies[id(variable)] = value.T.astype("float32")
         self._seen = values
 
     def _refresh_tensorflow(self) -> None:
@@ -185,7 +187,7 @@ class TransposedKernels:
         if self._seen is not None and bool(tf.reduce_all(seen == self._seen)):
             return
         for variable in self._variables:
-            value = tf.transpose(variable.value)
+            value = tf.cast(tf.transpose(variable.value), tf.float32)
             if id(variable) in self.copies:
                 self.copies[id(variable)].assign(value)
             else:

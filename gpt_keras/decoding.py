@@ -25,6 +25,8 @@ SMALLEST_BUCKET = 16
 class Decoder:
     """Starts rows of one model; keeps its compiled functions.
 
+    On a CPU they compute in float32 whatever the model's own dtype is: XLA's products are twice as fast in it there.
+
     Args:
         model: Any `GPT`.
     """
@@ -32,6 +34,7 @@ class Decoder:
     def __init__(self, model: GPT) -> None:
         self.model = model
         self._shapes: set[tuple[int, ...]] = set()
+        self._dtype = "float32" if on_cpu() else model.compute_dtype
         self._prefill = compile_step(model, self._forward, xla=False)
         self._kernels = TransposedKernels(model) if on_cpu() else None
         self._following = False
@@ -66,7 +69,8 @@ class Decoder:
             token_ids[row, : len(prompt)] = prompt
         lengths = np.concatenate([lengths, np.ones(batch - len(prompts), np.int32)])
         positions = np.tile(np.arange(width, dtype=np.int32), (batch, 1))
-        held = hold(self.model.make_cache(batch, slots))
+        with self.model.computing_in(self._dtype):
+            held = hold(self.model.make_cache(batch, slots))
         (logits, best), cache = self.step(token_ids, positions, lengths - 1, held)
         self._following = False
         return Rows(self, logits, best, cache, lengths, len(prompts))
@@ -89,7 +93,8 @@ class Decoder:
         return self._step(cache, token_ids, positions, select)
 
     def _forward(self, cache: Any, token_ids: Tensor, positions: Tensor, select: Tensor) -> tuple[Any, Any]:
-        logits, cache = self.model.step(token_ids, positions, cache=cache, select=select)
+        with self.model.computing_in(self._dtype):
+            logits, cache = self.model.step(token_ids, positions, cache=cache, select=select)
         return (logits[:, 0], sampling.greedy(logits[:, 0])), cache
 
     def take(self, logits: Tensor, best: Tensor, cache: Any, index: np.ndarray) -> tuple[Tensor, Tensor, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -186,6 +188,20 @@ class GPT(TrainedModel):
     def compute_dtype(self) -> str:
         """The dtype of activations, caches and logits."""
         return self.embedding.compute_dtype
+
+    @contextlib.contextmanager
+    def computing_in(self, dtype: str) -> Iterator[None]:
+        """What is called, or traced, inside is computed in another dtype than the model's own."""
+        kept = [(layer, layer.dtype_policy) for layer in self._flatten_layers(include_self=False)]
+        if dtype == self.compute_dtype:
+            kept = []
+        try:
+            for layer, _ in kept:
+                layer.dtype_policy = dtype
+            yield
+        finally:
+            for layer, policy in kept:
+                layer.dtype_policy = policy
 
     def get_config(self) -> dict[str, Any]:
         return {"config": self.config.to_dict(), "name": self.name, "dtype": self.embedding.dtype_policy.name}

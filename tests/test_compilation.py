@@ -8,6 +8,8 @@ from keras import ops
 from gpt_keras import compilation, kernels
 from gpt_keras.config import GPTConfig
 from gpt_keras.decoding import Decoder
+from gpt_keras.lora import add_lora, hold_frozen
+from gpt_keras.model import GPT
 
 from .conftest import TENSORFLOW, build
 
@@ -78,6 +80,25 @@ def test_what_has_not_changed_is_not_copied_again(model):
     copied.refresh()
     for key, value in copied.copies.items():
         assert (not np.asarray(value).any()) if TENSORFLOW else value is first[key]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_on_a_cpu_a_bfloat16_model_generates_in_float32(model, frozen):
+    """And goes on to compute in its own dtype elsewhere; kernels that are held in bfloat16 stay so."""
+    narrow = GPT(CONFIG, dtype="mixed_bfloat16")
+    if frozen:
+        for each in (model, narrow):
+            add_lora(each, 2)
+        hold_frozen(narrow, "bfloat16")
+        for variable in model.variables:
+            if variable.path.endswith("/kernel"):
+                variable.assign(ops.cast(ops.cast(variable, "bfloat16"), "float32"))
+    weights = {variable.path: variable for variable in model.variables}
+    for variable in narrow.variables:
+        variable.assign(weights[variable.path])
+    np.testing.assert_allclose(two_steps(Decoder(narrow)), two_steps(Decoder(model)), atol=1e-5)
+    assert narrow.compute_dtype == "bfloat16"
+    assert keras.backend.standardize_dtype(narrow(np.array(PROMPT)).dtype) == "bfloat16"
 
 
 def test_a_model_too_large_for_copies_gives_the_same(model, monkeypatch):
