@@ -80,6 +80,13 @@ class Examples:
     dropped: dict[str, int]
     cut: int = 0
 
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[Any, Any]], dropped: dict[str, int] | None = None, cut: int = 0) -> Examples:
+        """Those whose tokens, and whether each is trained, are given as lists or arrays; at least one."""
+        tokens, trained = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+        ends = np.cumsum([len(ids) for ids, _ in pairs], dtype=np.int64)
+        return cls(tokens.astype(np.int32), trained.astype(bool), ends, dropped or {}, cut)
+
     def __len__(self) -> int:
         return len(self.ends)
 
@@ -159,8 +166,7 @@ def _gather(
     report: Callable[[int], None],
 ) -> Examples | None:
     """The examples that fit, or are made to."""
-    tokens: list[np.ndarray] = []
-    trained: list[np.ndarray] = []
+    examples: list[tuple[np.ndarray, np.ndarray]] = []
     dropped = {"too_long": 0, "nothing_to_learn": 0}
     cut = 0
     for read, (name, group) in enumerate(tokenized, 1):
@@ -181,12 +187,8 @@ def _gather(
         if not all(says[1:].any() for _, says in group):
             dropped["nothing_to_learn"] += 1
             continue
-        tokens += [ids for ids, _ in group]
-        trained += [says for _, says in group]
-    if not tokens:
-        return None
-    ends = np.cumsum([len(ids) for ids in tokens], dtype=np.int64)
-    return Examples(np.concatenate(tokens), np.concatenate(trained), ends, dropped, cut)
+        examples += group
+    return Examples.of(examples, dropped, cut) if examples else None
 
 
 class _TokenizePart:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from gpt_keras.data.conversations import PLAIN_TEMPLATE, Message, encode_conversation, encode_for_training, turn_ends
 from gpt_keras.data.errors import InputError
+from gpt_keras.data.finetuning import Examples
+from gpt_keras.decoding import bucket
+from gpt_keras.evaluation.example_scoring import ExampleScorer
 from gpt_keras.evaluation.scoring import Scored, Scorer
 from gpt_keras.generation import Generator
 from gpt_keras.language_model import LanguageModel
 from gpt_keras.sampling_options import SamplingOptions
 from gpt_keras.tasks.task import Outputs, Record, Task
+
+PACKED_ROW = 256
+"""Tokens of a row that records are packed into, if none is longer."""
 
 Report = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
@@ -73,12 +78,26 @@ class Answerer:
         )
 
     def _likelihoods(self, records: Sequence[Record], report: Report) -> tuple[np.ndarray, np.ndarray]:
-        """Nats and number of the tokens that the assistant says in each record."""
-        turns = [list(self._turns(self.task.messages(record))) for record in records]
-        scores = iter(self._score(itertools.chain.from_iterable(turns), "reference answers", report))
-        found = [[next(scores) for _ in pairs] for pairs in turns]
-        nats = np.array([sum(score.nats for score in scores) for scores in found])
-        return nats, np.array([sum(score.tokens for score in scores) for scores in found])
+        """Nats and number of the tokens that the assistant says in each record: all turns in one pass, several records
+        in a row; of a conversation that does not fit the context, each turn with what fits in front of it."""
+        encoded = [self._encoded(self.task.messages(record)) for record in records]
+        room = self.lm.config.context_length + 1
+        fits = np.array([len(ids) <= room and any(trained) and not trained[0] for ids, trained in encoded], bool)
+        nats, tokens = np.zeros(len(records)), np.zeros(len(records), np.int64)
+        if fits.any():
+            examples = Examples.of([pair for pair, whole in zip(encoded, fits, strict=True) if whole])
+            longest = int((examples.ends - examples.starts).max()) - 1
+            length = min(bucket(longest, PACKED_ROW), room - 1)
+            scorer = ExampleScorer(self.lm.model, examples, length, self.batch_size, self.tokenizer.padding_id)
+            nats[fits] = scorer.nats(lambda done, total: report("reference answers", done, total))
+            tokens[fits] = scorer.trained
+        others = [number for number, whole in enumerate(fits) if not whole]
+        pairs = [(number, pair) for number in others for pair in _turns(*encoded[number])]
+        scores = self._score([pair for _, pair in pairs], "longer conversations", report)
+        for (number, _), score in zip(pairs, scores, strict=True):
+            nats[number] += score.nats
+            tokens[number] += score.tokens
+        return nats, tokens
 
     def _choice_probabilities(
         self, records: Sequence[Record], choices: Sequence[Sequence[str]], report: Report
@@ -88,18 +107,14 @@ class Answerer:
         for record, answers in zip(records, choices, strict=True):
             prompt = self.task.prompt(record)
             for answer in answers:
-                *_, last = self._turns([*prompt, {"role": "assistant", "content": answer}])
+                *_, last = _turns(*self._encoded([*prompt, {"role": "assistant", "content": answer}]))
                 pairs.append(last)
         nats = np.array([score.nats for score in self._score(pairs, "choices", report)]).reshape(len(records), -1)
         odds = np.exp(nats.min(1, keepdims=True) - nats)
         return odds / odds.sum(1, keepdims=True)
 
-    def _turns(self, messages: Sequence[Message]) -> Iterable[tuple[list[int], list[int]]]:
-        """Each of the assistant's turns: the tokens before it, and its own, with the one that ends it."""
-        ids, trained = encode_for_training(self.tokenizer, messages, self.template)
-        edges = np.flatnonzero(np.diff([False, *trained, False])).tolist()
-        for start, stop in zip(edges[0::2], edges[1::2], strict=True):
-            yield ids[:start], ids[start:stop]
+    def _encoded(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+        return encode_for_training(self.tokenizer, messages, self.template)
 
     def _score(self, pairs: Iterable[tuple[list[int], list[int]]], words: str, report: Report) -> list[Scored]:
         """The scores of turns; what does not fit the context loses tokens from the left."""
@@ -128,6 +143,13 @@ class Answerer:
                 answers[number] = [completion.text.strip() for completion in completions]
             report("answers", start + len(numbers), len(order))
         return answers
+
+
+def _turns(ids: list[int], trained: list[bool]) -> Iterator[tuple[list[int], list[int]]]:
+    """Each of the assistant's turns: the tokens before it, and its own, with the one that ends it."""
+    edges = np.flatnonzero(np.diff([False, *trained, False])).tolist()
+    for start, stop in zip(edges[0::2], edges[1::2], strict=True):
+        yield ids[:start], ids[start:stop]
 
 
 def text_likelihoods(

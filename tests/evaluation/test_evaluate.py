@@ -2,12 +2,14 @@
 
 import json
 import math
+import random
 
 import numpy as np
 import pytest
 
 import gpt_keras
 from gpt_keras.config import GPTConfig
+from gpt_keras.data.conversations import encode_for_training
 from gpt_keras.data.errors import InputError
 from gpt_keras.evaluate import EvaluateOptions, cli, main
 from gpt_keras.evaluation import sandbox
@@ -85,6 +87,30 @@ def test_every_turn_of_the_assistant_counts(lm):
     messages = [{"role": role, "content": content} for role, content in turns]
     outputs = Answerer(lm, find_task("chat")).outputs([{"messages": messages}], generate=False)
     assert outputs.tokens[0] == sum(len(lm.tokenizer.encode(text)) + 1 for text in ("one", "two words"))
+
+
+def test_all_turns_in_one_pass_are_as_probable_as_one_by_one(lm):
+    """Conversations of different lengths share rows; one is too long for the context."""
+    draw = random.Random(0)
+    records = []
+    for length in (2, 6, 4, 2, 10, 8):
+        words = [
+            " ".join(draw.choice(["one", "two", "the tree"]) for _ in range(draw.randint(1, 3))) for _ in range(length)
+        ]
+        messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(words)]
+        records.append({"messages": messages})
+    records.append({"messages": [{"role": "user", "content": program(1)}, *records[1]["messages"][1:]]})
+    answerer = Answerer(lm, find_task("chat"), batch_size=2)
+    outputs = answerer.outputs(records, generate=False)
+    room = lm.config.context_length
+    for record, nats, tokens in zip(records, outputs.nats, outputs.tokens, strict=True):
+        ids, trained = encode_for_training(lm.tokenizer, record["messages"], answerer.template)
+        total = 0.0
+        for place in np.flatnonzero(trained):
+            stop = next((i for i in range(place, len(ids)) if not trained[i]), len(ids))
+            total -= probabilities(lm, ids[max(0, stop - room - 1) : place + 1])[-1]
+        assert tokens == sum(trained) and nats == pytest.approx(total, rel=1e-4)
+    assert answerer.cut > 0 and len(ids) > room + 1
 
 
 def test_what_does_not_fit_loses_its_beginning_and_is_counted(lm):
