@@ -192,9 +192,8 @@ class GPT(TrainedModel):
     @contextlib.contextmanager
     def computing_in(self, dtype: str) -> Iterator[None]:
         """What is called, or traced, inside is computed in another dtype than the model's own."""
-        kept = [(layer, layer.dtype_policy) for layer in self._flatten_layers(include_self=False)]
-        if dtype == self.compute_dtype:
-            kept = []
+        layers = [] if dtype == self.compute_dtype else self._flatten_layers(include_self=False)
+        kept = [(layer, layer.dtype_policy) for layer in layers]
         try:
             for layer, _ in kept:
                 layer.dtype_policy = dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +20,7 @@ from gpt_keras.sampling_options import SamplingOptions
 from gpt_keras.tasks.task import Outputs, Record, Task
 
 PACKED_ROW = 256
-"""Tokens of a row that records are packed into, if none is longer."""
+"""Tokens of a row that short records are packed into."""
 
 Report = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
@@ -84,13 +85,13 @@ class Answerer:
         room = self.lm.config.context_length + 1
         fits = np.array([len(ids) <= room and any(trained) and not trained[0] for ids, trained in encoded], bool)
         nats, tokens = np.zeros(len(records)), np.zeros(len(records), np.int64)
-        if fits.any():
-            examples = Examples.of([pair for pair, whole in zip(encoded, fits, strict=True) if whole])
-            longest = int((examples.ends - examples.starts).max()) - 1
-            length = min(bucket(longest, PACKED_ROW), room - 1)
-            scorer = ExampleScorer(self.lm.model, examples, length, self.batch_size, self.tokenizer.padding_id)
-            nats[fits] = scorer.nats(lambda done, total: report("reference answers", done, total))
-            tokens[fits] = scorer.trained
+        widths = np.array([min(bucket(len(ids) - 1, PACKED_ROW), room - 1) for ids, _ in encoded])
+        for width in sorted(set(widths[fits].tolist())):  # one long record does not make all rows long
+            numbers = np.flatnonzero(fits & (widths == width))
+            examples, rows = Examples.of([encoded[number] for number in numbers]), min(self.batch_size, len(numbers))
+            scorer = ExampleScorer(self.lm.model, examples, width, rows, self.tokenizer.padding_id)
+            nats[numbers] = scorer.nats(functools.partial(report, f"answers, up to {width} tokens"))
+            tokens[numbers] = scorer.trained
         others = [number for number, whole in enumerate(fits) if not whole]
         pairs = [(number, pair) for number in others for pair in _turns(*encoded[number])]
         scores = self._score([pair for _, pair in pairs], "longer conversations", report)

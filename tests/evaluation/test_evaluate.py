@@ -12,7 +12,7 @@ from gpt_keras.config import GPTConfig
 from gpt_keras.data.conversations import encode_for_training
 from gpt_keras.data.errors import InputError
 from gpt_keras.evaluate import EvaluateOptions, cli, main
-from gpt_keras.evaluation import sandbox
+from gpt_keras.evaluation import answers, sandbox
 from gpt_keras.evaluation.answers import PLAIN_TEMPLATE, Answerer, text_likelihoods
 from gpt_keras.folder import save_folder
 from gpt_keras.tasks import find_task
@@ -89,8 +89,9 @@ def test_every_turn_of_the_assistant_counts(lm):
     assert outputs.tokens[0] == sum(len(lm.tokenizer.encode(text)) + 1 for text in ("one", "two words"))
 
 
-def test_all_turns_in_one_pass_are_as_probable_as_one_by_one(lm):
-    """Conversations of different lengths share rows; one is too long for the context."""
+def test_all_turns_in_one_pass_are_as_probable_as_one_by_one(lm, monkeypatch):
+    """Conversations of different lengths share rows of different widths; one is too long for the context."""
+    monkeypatch.setattr(answers, "PACKED_ROW", 32)
     draw = random.Random(0)
     records = []
     for length in (2, 6, 4, 2, 10, 8):
