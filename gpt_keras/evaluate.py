@@ -53,8 +53,8 @@ class EvaluateOptions:
         limit: Take only so many records, spread evenly over the data.
         compare: Other models, to be measured in the same way.
         likelihoods_only: Have the model write no answers, which take the most time.
-        samples: Answers to each record; above 1 with a temperature, for pass@k.
-        temperature: Of the answers; 0 is greedy.
+        samples: Answers to each record, for pass@k, or for the task to take one of; by default the task's own number.
+        temperature: Of the answers; 0 is greedy, and one answer; by default the task's own.
         max_new_tokens: Most tokens of an answer; by default the task's own number.
         seed: Of the answers.
         batch_size: Records at a time.
@@ -73,8 +73,8 @@ class EvaluateOptions:
     limit: int | None = None
     compare: list[str] = field(default_factory=list)
     likelihoods_only: bool = False
-    samples: int = 1
-    temperature: float = 0.0
+    samples: int | None = None
+    temperature: float | None = None
     max_new_tokens: int | None = None
     seed: int = 0
     batch_size: int = 16
@@ -89,8 +89,6 @@ class EvaluateOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-        if self.samples > 1 and self.temperature <= 0:
-            raise InputError("--samples above 1 needs a --temperature: greedy answers are all the same")
         if self.task == PERPLEXITY and not self.data:
             raise InputError("--task perplexity needs --data: files of text, python-stdlib, tfds:NAME or hf:NAME")
         if self.output is not None and self.task == PERPLEXITY:
@@ -126,6 +124,7 @@ def main(options: EvaluateOptions) -> None:
 
 def _measure_task(options: EvaluateOptions, console: Console) -> dict[str, list[Metric]]:
     task = find_task(options.task)
+    sampling = _sampling(options, task)
     task.get_ready(options.unsafe)
     if options.output is not None:
         check_writable(options.output)
@@ -144,12 +143,6 @@ def _measure_task(options: EvaluateOptions, console: Console) -> dict[str, list[
     from gpt_keras.evaluation.answers import Answerer
     from gpt_keras.language_model import load
 
-    sampling = SamplingOptions(
-        temperature=options.temperature,
-        num_sequences=options.samples,
-        seed=options.seed,
-        max_new_tokens=options.max_new_tokens,
-    )
     found: dict[str, list[Metric]] = {}
     for name in [options.model, *options.compare]:
         answerer = Answerer(load(name, dtype=options.precision), task, options.batch_size)
@@ -168,6 +161,20 @@ def _measure_task(options: EvaluateOptions, console: Console) -> dict[str, list[
     for name, outputs in task.baselines(records, training).items():
         found[name] = _metrics(task, records, outputs)
     return found
+
+
+def _sampling(options: EvaluateOptions, task: Task) -> SamplingOptions:
+    """How answers are drawn: as the options say, else as the task does."""
+    temperature = task.temperature if options.temperature is None else options.temperature
+    samples = options.samples or (task.samples if temperature > 0 else 1)
+    if samples > 1 and temperature <= 0:
+        raise InputError("--samples above 1 needs a --temperature: greedy answers are all the same")
+    return SamplingOptions(
+        temperature=temperature,
+        num_sequences=samples,
+        seed=options.seed,
+        max_new_tokens=options.max_new_tokens,
+    )
 
 
 def _metrics(task: Task, records: Sequence[Record], outputs: Outputs) -> list[Metric]:

@@ -141,7 +141,8 @@ class Answerer:
             numbers = order[start : start + self.batch_size]
             found = self._generator.complete([prompts[number] for number in numbers], options)
             for number, completions in zip(numbers, found, strict=True):
-                answers[number] = [completion.text.strip() for completion in completions]
+                texts = [completion.text.strip() for completion in completions]
+                answers[number] = self.task.best_first(records[number], texts) if len(texts) > 1 else texts
             report("answers", start + len(numbers), len(order))
         return answers
 

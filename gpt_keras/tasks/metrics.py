@@ -120,6 +120,14 @@ def chrf(name: str, references: Sequence[str], answers: Sequence[str]) -> Metric
     return _of_corpus(name, _needed("sacrebleu").CHRF(), references, answers)
 
 
+def likeness(text: str, others: Sequence[str]) -> list[tuple[float, float]]:
+    """For each of the others its chrF and its BLEU to one text: how much of the letters, and of the order of the words,
+    it keeps."""
+    library = _needed("sacrebleu")
+    letters, words = library.CHRF(), library.BLEU(effective_order=True)
+    return [(letters.sentence_score(o, [text]).score, words.sentence_score(o, [text]).score) for o in others]
+
+
 def _of_corpus(name: str, scorer: object, references: Sequence[str], answers: Sequence[str]) -> Metric:
     """What sacrebleu makes of the sums of the records' counts, which it counts only once."""
     counts = np.array(scorer._extract_corpus_statistics(list(answers), [list(references)]))  # type: ignore[attr-defined]

@@ -48,6 +48,8 @@ class Task(abc.ABC):
         name: What it is found by.
         fields: What its records have.
         max_new_tokens: Of an answer.
+        samples: How many answers `evaluate` has a model write, of which `best_first` prefers one.
+        temperature: At which; 0 is greedy.
         watched: The metric that a model is chosen by.
         lower_is_better: Whether that one should be low.
         writes: Whether what the model writes is measured, and not only probabilities.
@@ -57,6 +59,8 @@ class Task(abc.ABC):
     name: str = ""
     fields: ClassVar[Fields]
     max_new_tokens: ClassVar[int] = 64
+    samples: ClassVar[int] = 1
+    temperature: ClassVar[float] = 0.0
     watched: ClassVar[str] = "answer_perplexity"
     lower_is_better: ClassVar[bool] = True
     writes: ClassVar[bool] = True
@@ -81,6 +85,10 @@ class Task(abc.ABC):
     def choices(self, records: Sequence[Record]) -> list[list[str]]:
         """For each record answers to compare by probability, as many for all; empty where there are none."""
         return []
+
+    def best_first(self, record: Record, answers: Sequence[str]) -> list[str]:
+        """Several answers to a record, sorted by what can be told without the reference; as they are if nothing can."""
+        return list(answers)
 
     @abc.abstractmethod
     def metrics(self, records: Sequence[Record], outputs: Outputs) -> list[Metric]:

@@ -202,6 +202,24 @@ def test_samples_and_their_seed(lm):
     assert [len(answers) for answers in sampled(1)] == [3, 3]
 
 
+def test_a_task_has_several_answers_written_and_the_best_is_measured_unless_one_greedy_one_is_asked_for(
+    folder, tmp_path, capsys
+):
+    records = [{"text": "def parse_line(", "paraphrase": "def read_line("}] * 2
+    data, output = write(tmp_path / "a.jsonl", records), tmp_path / "out.jsonl"
+
+    def answers(**options):
+        main(EvaluateOptions(str(folder), "paraphrase", [data], output=output, max_new_tokens=6, **options))
+        return [json.loads(line)["answers"] for line in output.read_text("utf-8").splitlines()]
+
+    task = find_task("paraphrase")
+    assert [len(found) for found in answers()] == [task.samples] * 2 == [16] * 2
+    for found in answers():
+        assert found == task.best_first(records[0], found)
+    assert [len(found) for found in answers(temperature=0.0)] == [1, 1]
+    assert [len(found) for found in answers(samples=3)] == [3, 3]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
