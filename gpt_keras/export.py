@@ -1,10 +1,12 @@
 """Export a model for another runtime.
 
     python -m gpt_keras.export runs/default/model --format saved_model --output saved_models/default
+    python -m gpt_keras.export runs/default/model --weights int8 --output saved_models/default
     python -m gpt_keras.export runs/default/model --format gguf --dtype q8_0 --output default.gguf
     python -m gpt_keras.export runs/chat/adapter --format folder --output runs/chat/merged
 
-A SavedModel gets the next free version, `saved_models/default/2` say, which TF Serving picks up. A .gguf file is what
+A SavedModel gets the next free version, `saved_models/default/2` say, which TF Serving picks up; its signatures are
+serving_default, generate, chat, score, classify, embed, tokenize and detokenize. A .gguf file is what
 llama.cpp runs. A folder is a model folder; of an adapter, that of its base with the adapter merged into it.
 """
 
@@ -29,7 +31,9 @@ class ExportOptions:
         output: For a SavedModel the folder inside which versions are made, for GGUF the file, else the folder.
         format: What to write: saved_model, gguf or folder.
         dtype: How GGUF stores matrices: f32, f16 (the default) or q8_0.
-        max_new_tokens: Most tokens that one request to a SavedModel generates.
+        weights: How a SavedModel stores matrices: float32 (the default), bfloat16 or int8. It computes in float32.
+        template: A file with a chat template, for a model without one, or instead of its own.
+        max_new_tokens: Tokens that a request to a SavedModel gets unless it asks for another number.
         quiet: Print nothing but where the export is.
     """
 
@@ -37,16 +41,21 @@ class ExportOptions:
     output: Path
     format: Literal["saved_model", "gguf", "folder"] = "saved_model"
     dtype: Literal["f32", "f16", "q8_0"] | None = None
+    weights: Literal["float32", "bfloat16", "int8"] | None = None
+    template: Path | None = None
     max_new_tokens: int = 128
     quiet: bool = False
 
 
 def main(options: ExportOptions) -> None:
     if options.format != "gguf" and options.dtype is not None:
-        raise InputError("--dtype is for --format gguf; a SavedModel and a model folder hold float32")
+        raise InputError("--dtype is for --format gguf; a SavedModel has --weights, and a model folder holds float32")
+    if options.format != "saved_model" and (options.weights is not None or options.template is not None):
+        raise InputError("--weights and --template are for --format saved_model")
     if options.format == "gguf" and options.output.is_dir():
         raise InputError(f"--output {options.output} is a folder; name the .gguf file to write")
     start_backend(choose_backend("tensorflow" if options.format == "saved_model" else None))
+    from gpt_keras.data.conversations import read_template
     from gpt_keras.language_model import load
 
     lm = load(options.model, dtype="float32")
@@ -61,8 +70,12 @@ def main(options: ExportOptions) -> None:
     else:
         from gpt_keras.exporting.saved_model import export_saved_model
 
-        path = export_saved_model(lm.model, lm.text_tokenizer, options.output, options.max_new_tokens)
-        what = "signature serving_default: text -> generated_text"
+        tokenizer, weights = lm.text_tokenizer, options.weights or "float32"
+        if options.template is not None:
+            tokenizer = tokenizer.with_template(read_template(options.template))
+        said: list[str] = []
+        path = export_saved_model(lm.model, tokenizer, options.output, options.max_new_tokens, weights, said.append)
+        what = ", ".join(["a SavedModel", weights, *said])
     if not options.quiet:
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
         print(f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB, {what}, written to")

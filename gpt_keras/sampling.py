@@ -9,8 +9,7 @@ The order is transformers': penalties and masks first, then `sample` with temper
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,8 @@ SORTED = 256
 """How many of the largest logits `warp` sorts at first; only a cut that reaches further sorts all of them."""
 COLDEST = 1e-6
 """Temperatures between 0 and this one count as this one: nothing else is left to draw, and no division overflows."""
+HASH_BASE = 0x9E3779B97F4A7C15
+"""Of `prompt_hash`: 2**64 divided by the golden ratio, an odd number."""
 _BLOCK = 256
 
 
@@ -258,8 +259,12 @@ def log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def prompt_hash(tokens: Sequence[int]) -> int:
-    """A number below 2**64 that stands for the token ids of a prompt, the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(np.asarray(tokens, "<i8").tobytes(), digest_size=8).digest(), "little")
+    """A number below 2**64 that stands for the token ids of a prompt, the same on every machine and in a graph: the sum
+    of (id + 1) * `HASH_BASE` ** place, modulo 2**64."""
+    total = 0
+    for token in reversed(tokens):
+        total = (total * HASH_BASE + int(token) + 1) % 2**64
+    return total
 
 
 def uniforms(keys: Sequence[tuple[int, int, int]], position: int | Sequence[int]) -> np.ndarray:
@@ -278,18 +283,23 @@ def uniforms(keys: Sequence[tuple[int, int, int]], position: int | Sequence[int]
         (seed, seed >> 32, prompt, prompt >> 32, number, place)
         for (seed, prompt, number), place in zip(keys, positions, strict=True)
     ]
-    words = np.array([[word & 0xFFFFFFFF for word in row] for row in numbers], np.uint64).reshape(-1, 6)
-    drawn = philox(words[:, 2:], words[:, :2])[:, 0]
+    words = np.array([[word & 0xFFFFFFFF for word in row] for row in numbers], np.uint64).reshape(-1, 6).T
+    drawn, *_ = philox(words[2:], words[:2])
     return (drawn >> np.uint64(8)).astype(np.float32) * np.float32(2**-24)
 
 
-def philox(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Philox4x32-10 of `counter` [rows, 4] and `key` [rows, 2], 32-bit words in uint64; random words [rows, 4]."""
-    low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
-    a, b, c, d = counter.T
-    first, second = key.T
+def philox(counter: Iterable[Any], key: Iterable[Any]) -> tuple[Any, Any, Any, Any]:
+    """Philox4x32-10: four random words for each counter of four words and key of two.
+
+    Args:
+        counter: Four arrays of 32-bit words held in uint64, NumPy's or TensorFlow's.
+        key: Two of them, of the same shape.
+    """
+    low, high = np.uint64(0xFFFFFFFF), np.uint64(2**32)
+    a, b, c, d = counter
+    first, second = key
     for _ in range(10):
         left, right = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
-        a, b, c, d = (right >> half) ^ b ^ first, right & low, (left >> half) ^ d ^ second, left & low
+        a, b, c, d = (right // high) ^ b ^ first, right & low, (left // high) ^ d ^ second, left & low
         first, second = (first + np.uint64(0x9E3779B9)) & low, (second + np.uint64(0xBB67AE85)) & low
-    return np.stack([a, b, c, d], axis=1)
+    return a, b, c, d

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,18 @@ def encode_for_training(
             last += last < len(ids) and ids[last] in ends
         trained[first:last] = [weight] * (last - first)
     return ids, trained
+
+
+def read_template(path: Path) -> str:
+    """The chat template in a file.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--template {path}: cannot be read ({error})") from error
 
 
 def training_template(tokenizer: Tokenizer, template: str | None = None) -> str:

@@ -97,7 +97,7 @@ def linear(x: Tensor, kernel: Any, bias: Any = None, residual: Tensor | None = N
     """`x @ kernel + bias + residual`, [..., out], of `x` [..., in], `kernel` [in, out] and `bias` [out], variables or
     tensors, and `residual` [..., out]."""
     copy = (_few_rows.get() or {}).get(id(kernel))
-    product = ops.matmul(x, kernel) if copy is None else _rows_by_matrix(x, ops.cast(copy, x.dtype))
+    product = _matmul(x, kernel) if copy is None else _rows_by_matrix(x, ops.cast(copy, x.dtype))
     product = product if bias is None else product + ops.cast(bias, product.dtype)
     return product if residual is None else residual + product
 
@@ -120,21 +120,38 @@ def project_heads(x: Tensor, weights: Sequence[tuple[Any, Any]], head_dim: int) 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
     """[batch, length, heads * head_dim] -> [batch, heads, length, head_dim]."""
     heads = x.shape[-1] // head_dim
-    x = ops.reshape(x, (size(x, 0), size(x, 1), heads, head_dim))
+    x = _reshape(x, (x.shape[0], x.shape[1], heads, head_dim), x)
     return ops.transpose(x, (0, 2, 1, 3))
 
 
 def merge_heads(x: Tensor) -> Tensor:
     """[batch, heads, length, head_dim] -> [batch, length, heads * head_dim]."""
     x = ops.transpose(x, (0, 2, 1, 3))
-    return ops.reshape(x, (size(x, 0), size(x, 1), x.shape[2] * x.shape[3]))
+    return _reshape(x, (x.shape[0], x.shape[1], x.shape[2] * x.shape[3]), x)
 
 
 def _rows_by_matrix(x: Tensor, matrix: Tensor) -> Tensor:
     """`x @ matrix^T`, [..., out], of `x` [..., in] and `matrix` [out, in], as `few_rows` says."""
     columns = ops.transpose(ops.reshape(x, (-1, x.shape[-1])))
     product = _as_written(ops.matmul(matrix, columns))
-    return ops.reshape(ops.transpose(product), (*(size(x, axis) for axis in range(len(x.shape) - 1)), matrix.shape[0]))
+    return _reshape(ops.transpose(product), (*x.shape[:-1], matrix.shape[0]), x)
+
+
+def _matmul(x: Tensor, matrix: Tensor) -> Tensor:
+    """`x @ matrix`, [..., out], of `x` [..., in] and `matrix` [in, out]."""
+    if None not in x.shape:
+        return ops.matmul(x, matrix)
+    # Which would find out at every run what is multiplied with what.
+    return _reshape(ops.matmul(ops.reshape(x, (-1, x.shape[-1])), matrix), (*x.shape[:-1], matrix.shape[1]), x)
+
+
+def _reshape(x: Tensor, shape: Sequence[int | None], like: Tensor) -> Tensor:
+    """`x` in another shape, where `None` is `like`'s size on the same axis, and -1 (by default the last `None`) what is
+    left: the fewer sizes have to be found out when it runs, the better."""
+    sizes = list(shape)
+    if None in sizes and -1 not in sizes:
+        sizes[max(axis for axis, known in enumerate(sizes) if known is None)] = -1
+    return ops.reshape(x, [size(like, axis) if known is None else known for axis, known in enumerate(sizes)])
 
 
 def _as_written(x: Tensor) -> Tensor:
@@ -254,17 +271,16 @@ def attention_probabilities(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
         [batch, heads, length, slots] in `query`'s dtype.
     """
     batch, heads, length, head_dim = query.shape
-    batch, length = size(query, 0), size(query, 2)
-    key_value_heads, slots = key.shape[1], size(key, 2)
-    groups = heads // key_value_heads
+    key_value_heads = key.shape[1]
     scale = ops.cast(1.0 / math.sqrt(head_dim), query.dtype)
     # Query heads that share a key head become rows of one matrix product, so no key is ever repeated in memory.
-    rows = ops.reshape(query * scale, (batch, key_value_heads, groups * length, head_dim))
+    together = -1 if length is None else heads // key_value_heads * length
+    rows = _reshape(query * scale, (batch, key_value_heads, together, head_dim), query)
     if _few_rows.get() is None:
         scores = ops.matmul(rows, ops.transpose(key, (0, 1, 3, 2)))
     else:
         scores = ops.transpose(_as_written(ops.matmul(key, ops.transpose(rows, (0, 1, 3, 2)))), (0, 1, 3, 2))
-    return masked_softmax(ops.reshape(scores, (batch, heads, length, slots)), mask)
+    return masked_softmax(_reshape(scores, (batch, heads, length, key.shape[2]), query), mask)
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
@@ -278,10 +294,11 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
 
 def weighted_values(probabilities: Tensor, value: Tensor) -> Tensor:
     """`probabilities @ value`, [batch, heads, length, head_dim], for grouped values as in `attention_probabilities`."""
-    heads, key_value_heads, head_dim = probabilities.shape[1], value.shape[1], value.shape[3]
-    batch, length, slots = size(probabilities, 0), size(probabilities, 2), size(value, 2)
-    rows = ops.reshape(probabilities, (batch, key_value_heads, heads // key_value_heads * length, slots))
-    return ops.reshape(ops.matmul(rows, value), (batch, heads, length, head_dim))
+    batch, heads, length, slots = probabilities.shape
+    key_value_heads, head_dim = value.shape[1], value.shape[3]
+    together = -1 if length is None else heads // key_value_heads * length
+    rows = _reshape(probabilities, (batch, key_value_heads, together, slots), probabilities)
+    return _reshape(ops.matmul(rows, value), (batch, heads, length, head_dim), probabilities)
 
 
 def write_cache(buffer: Tensor, new: Tensor, positions: Tensor) -> Tensor:
@@ -292,7 +309,7 @@ def write_cache(buffer: Tensor, new: Tensor, positions: Tensor) -> Tensor:
         new: [batch, key_value_heads, length, head_dim].
         positions: int32 [batch, length].
     """
-    batch, heads, length = size(new, 0), new.shape[1], size(new, 2)
+    batch, heads, length = size(positions, 0), new.shape[1], size(positions, 1)
     shape = (batch, heads, length)
     rows = ops.broadcast_to(ops.reshape(ops.arange(batch, dtype="int32"), (-1, 1, 1)), shape)
     columns = ops.broadcast_to(ops.reshape(ops.arange(heads, dtype="int32"), (1, -1, 1)), shape)
@@ -317,7 +334,7 @@ def pick(x: Tensor, index: Tensor, axis: int) -> Tensor:
 
 def project_to_vocabulary(x: Tensor, table: Tensor) -> Tensor:
     """`x @ table^T`: logits [..., vocabulary] of `x` [..., hidden_dim] and `table` [vocabulary, hidden_dim]."""
-    return ops.matmul(x, ops.transpose(table)) if _few_rows.get() is None else _rows_by_matrix(x, table)
+    return _matmul(x, ops.transpose(table)) if _few_rows.get() is None else _rows_by_matrix(x, table)
 
 
 @_choose

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from gpt_keras.chat_vocabulary import ready_to_chat
+from gpt_keras.data.conversations import read_template
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import whole_file
 from gpt_keras.evaluation.answers import Answerer
@@ -116,7 +117,7 @@ class FinetuneRun:
         options = self.options
         policy, why = choose_precision(options.precision)
         lm = load(options.model, dtype=policy)
-        template = None if options.template is None else _read_template(options.template)
+        template = None if options.template is None else read_template(options.template)
         before = lm.config.vocabulary_size
         lm = ready_to_chat(lm, template, grow=options.lora is None)
         config = lm.config
@@ -287,13 +288,6 @@ def _checksum(model: GPT) -> int:
     for weight in model.weights:
         found = zlib.crc32(np.asarray(weight).data, found)
     return found
-
-
-def _read_template(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--template {path}: cannot be read ({error})") from error
 
 
 def _lasting_name(model: str) -> str:

@@ -68,35 +68,6 @@ def test_what_no_token_can_represent_is_a_clear_error(tokenizer, text):
         tokenizer.encode(text)
 
 
-def test_graph_tokenizer_equals_this_one(tokenizer):
-    import tensorflow as tf
-
-    from gpt_keras.data.graph_tokenizer import GraphTokenizer
-
-    graph = GraphTokenizer(tokenizer)
-    examples = []
-
-    @given(text=TEXT)
-    @settings(max_examples=300, deadline=None)
-    def collect(text):
-        examples.append(text)
-
-    collect()
-    tokens = graph.encode(tf.constant(examples))
-    assert tokens.to_list() == tokenizer.encode_batch(examples)
-    assert [text.decode() for text in graph.decode(tokens).numpy()] == examples
-
-
-def test_graph_tokenizer_gives_valid_text_for_broken_bytes(tokenizer):
-    import tensorflow as tf
-
-    from gpt_keras.data.graph_tokenizer import GraphTokenizer
-
-    half = tokenizer.encode("🎉")[:2]
-    (text,) = GraphTokenizer(tokenizer).decode(tf.RaggedTensor.from_row_lengths(half, [2])).numpy()
-    assert "\ufffd" in text.decode("utf-8")
-
-
 @pytest.fixture(scope="session")
 def hub(tokenizer):
     return build_hub_tokenizer(tokenizer)

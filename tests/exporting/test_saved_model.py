@@ -1,18 +1,24 @@
 """The SavedModel as its users meet it: in a process without Keras, and from C."""
 
+import importlib.util
 import json
+import random
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from gpt_keras.data.conversations import encode_conversation
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.sentencepiece_tokenizer import SentencePieceTokenizer
+from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.language_model import LanguageModel
 
-from ..conftest import build
+from ..conftest import build, program
+from ..data.test_hub_tokenizer import write_byte_level
 
 pytestmark = pytest.mark.tensorflow
 
@@ -47,6 +53,52 @@ def exported(lm, tmp_path_factory) -> Path:
     from gpt_keras.exporting.saved_model import export_saved_model
 
     return export_saved_model(lm.model, lm.tokenizer, tmp_path_factory.mktemp("saved_models") / "tiny", NEW)
+
+
+@pytest.fixture(scope="module")
+def loaded(exported):
+    return load(exported)
+
+
+def load(path):
+    """The SavedModel as Python users load it; `.path` is where it came from."""
+    import tensorflow as tf
+
+    from gpt_keras.data.graph_tokenizer import load_operations
+
+    for library in ("sentencepiece_tokenizer", "regex_split_ops", "normalize_ops"):
+        load_operations(library)
+    loaded = tf.saved_model.load(str(path))
+    loaded.path = str(path)
+    return loaded
+
+
+def call(loaded, name: str, **inputs) -> dict:
+    """What a signature gives; options that are not given have the defaults that the file itself holds."""
+    import tensorflow as tf
+
+    signature = loaded.signatures[name]
+    given = {key: tf.constant(value, spec.dtype) for key, value in inputs.items() for spec in [specs(signature)[key]]}
+    given = {**defaults(loaded, name), **given}
+    found = {key: value.numpy() for key, value in signature(**given).items()}
+    return {
+        key: [text.decode("utf-8") for text in value] if value.dtype == object else value
+        for key, value in found.items()
+    }
+
+
+def specs(signature) -> dict:
+    return signature.structured_input_signature[1]
+
+
+def defaults(loaded, name: str) -> dict:
+    import tensorflow as tf
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel()
+    saved.ParseFromString((Path(loaded.path) / "saved_model.pb").read_bytes())
+    found = saved.meta_graphs[0].signature_def[name].defaults
+    return {key: tf.constant(tf.make_ndarray(value)) for key, value in found.items()}
 
 
 def generate_without_keras(exported, prompts, how="together") -> list[str]:
@@ -84,34 +136,28 @@ class _EndFirst(SentencePieceTokenizer):
         self.end_ids = frozenset({0})
 
 
-def test_an_empty_batch_gives_an_empty_batch(exported):
+def test_an_empty_batch_gives_an_empty_batch(loaded):
     import tensorflow as tf
 
-    from gpt_keras.data.graph_tokenizer import load_operations
-
-    load_operations()
-    signature = tf.saved_model.load(str(exported)).signatures["serving_default"]
+    signature = loaded.signatures["serving_default"]
     assert signature(text=tf.constant([], tf.string))["generated_text"].shape == (0,)
 
 
-def test_a_text_too_long_is_continued_from_its_last_tokens(lm, exported):
+def test_a_text_too_long_is_continued_from_its_last_tokens_and_says_so(lm, loaded):
     long = "def parse_line(table):\n" * 40
-    ids = lm.tokenizer.encode(long)[-(lm.config.context_length - NEW - 1) :]
-    rows = lm.generator.tokens([[lm.tokenizer.begin_id, *ids]], _options())
-    expected = lm.tokenizer.decode([row[0] for row in rows if row[0] is not None])
-    assert generate_without_keras(exported, [long, "x"])[0] == expected
-
-
-def _options():
-    from gpt_keras.generation import SamplingOptions
-
-    return SamplingOptions(max_new_tokens=NEW)
+    ids = lm.tokenizer.encode(long)[-(lm.config.context_length - NEW) :]
+    ((expected,),) = lm.complete([[lm.tokenizer.begin_id, *ids]], max_new_tokens=NEW)
+    done = call(loaded, "generate", text=[long, "x"])
+    assert done["generated_text"][0] == expected.text
+    assert done["truncated"].tolist() == [True, False]
+    assert done["prompt_tokens"].tolist() == [lm.config.context_length - NEW + 1, 2]
 
 
 def test_the_export_holds_the_weights_once(lm, exported):
     weights = sum(4 * weight.numpy().size for weight in lm.model.weights)
-    size = sum(file.stat().st_size for file in exported.rglob("*") if file.is_file())
-    assert size <= 1.05 * weights + 3e6
+    size = (exported / "variables" / "variables.data-00000-of-00001").stat().st_size
+    assert size <= weights + 4 * len(lm.tokenizer.model)
+    assert (exported / "saved_model.pb").stat().st_size < 5e6
 
 
 def test_the_graph_needs_nothing_but_tensorflow_and_tensorflow_text(exported):
@@ -158,8 +204,6 @@ def test_greedy_text_equals_generate_from_c(lm, exported, tmp_path):
     saved = saved_model_pb2.SavedModel()
     saved.ParseFromString((exported / "saved_model.pb").read_bytes())
     signature = saved.meta_graphs[0].signature_def["serving_default"]
-    import importlib.util
-
     operations = Path(importlib.util.find_spec("tensorflow_text").origin).parent / "python" / "ops"
     done = subprocess.run(
         [str(program), str(exported), str(operations / "_sentencepiece_tokenizer.so"),
@@ -174,3 +218,287 @@ def test_greedy_text_equals_generate_from_c(lm, exported, tmp_path):
         texts.append(rest[: int(size)].decode())
         rest = rest[int(size) :]
     assert texts == lm.generate(PROMPTS, max_new_tokens=NEW)
+
+
+FUNCTIONS = {"serving_default", "generate", "score", "classify", "embed", "tokenize", "detokenize"}
+
+
+def test_fifty_prompts_of_mixed_lengths_in_one_batch_give_the_text_of_generate(lm, loaded):
+    draw = random.Random(0)
+    prompts = [program(seed)[: draw.randint(0, 150)] for seed in range(50)]
+    assert call(loaded, "serving_default", text=prompts)["generated_text"] == lm.generate(prompts, max_new_tokens=NEW)
+
+
+OPTIONS = [
+    {},
+    {"max_new_tokens": 3},
+    {"max_new_tokens": 60},
+    {"temperature": 0.8, "seed": 1},
+    {"temperature": 0.8, "seed": 2**40 + 5},
+    {"temperature": 1.3, "top_k": 5},
+    {"temperature": 1.0, "top_p": 0.7, "seed": 9},
+    {"temperature": 1.0, "min_p": 0.05},
+    {"temperature": 0.9, "top_k": 40, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.3, "seed": 3},
+    {"repetition_penalty": 1.5},
+    {"temperature": 1.0, "seed": 4, "stop": ["e"]},
+    {"stop": ["\n", "t"]},
+    {"stop": ["not to be found"]},
+]
+
+
+def test_every_row_has_options_of_its_own_and_the_text_of_generate(lm, loaded):
+    prompts = [f"def parse_line({number}" for number in range(len(OPTIONS))]
+    neutral = {"max_new_tokens": NEW, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 0}
+    neutral |= {"repetition_penalty": 1.0}
+    columns = {name: [options.get(name, value) for options in OPTIONS] for name, value in neutral.items()}
+    stop = [[*options.get("stop", []), "", ""][:2] for options in OPTIONS]
+    done = call(loaded, "generate", text=prompts, stop=stop, **columns)
+    for row, (prompt, options) in enumerate(zip(prompts, OPTIONS, strict=True)):
+        ((expected,),) = lm.complete([prompt], **{"max_new_tokens": NEW, **options})
+        found = (done["generated_text"][row], done["generated_tokens"][row], done["finish_reason"][row])
+        assert found == (expected.text, len(expected.token_ids), expected.finish_reason), options
+
+
+def test_a_rows_sample_does_not_depend_on_its_neighbours(loaded):
+    together = call(loaded, "generate", text=PROMPTS, temperature=[1.0], seed=[7])["generated_text"]
+    alone = [call(loaded, "generate", text=[p], temperature=[1.0], seed=[7])["generated_text"][0] for p in PROMPTS]
+    assert together == alone
+    twice = call(loaded, "generate", text=["x", "x"], temperature=[1.0], seed=[7])["generated_text"]
+    assert twice[0] == twice[1]
+
+
+def test_numbers_out_of_range_count_as_the_nearest_one_in_it(loaded):
+    nan, infinity = float("nan"), float("inf")
+    plain = call(loaded, "generate", text=["def"])["generated_text"]
+    for name, value in [("temperature", -1.0), ("temperature", nan), ("top_k", -5), ("top_p", nan), ("min_p", -1.0),
+                        ("repetition_penalty", nan)]:  # fmt: skip
+        assert call(loaded, "generate", text=["def"], **{name: [value]})["generated_text"] == plain
+    for given in ({"temperature": infinity}, {"temperature": 1.0, "top_p": 0.0}, {"temperature": 1.0, "min_p": 5.0},
+                  {"repetition_penalty": 0.0}, {"repetition_penalty": infinity}, {"seed": -1, "temperature": 1.0},
+                  {"max_new_tokens": 2**31 - 1}, {"max_new_tokens": -3}):  # fmt: skip
+        done = call(loaded, "generate", text=["def"], **{name: [value] for name, value in given.items()})
+        assert 0 <= done["generated_tokens"][0] <= 95
+
+
+def test_defaults_of_options_are_in_the_signature(loaded):
+    found = {name: value.numpy().tolist() for name, value in defaults(loaded, "generate").items()}
+    assert found.pop("repetition_penalty") == [1.0]
+    assert found == {
+        "max_new_tokens": [NEW], "temperature": [0.0], "top_k": [0], "top_p": [1.0], "min_p": [0.0], "seed": [0],
+        "stop": [[b""]],
+    }  # fmt: skip
+
+
+def test_every_input_and_output_begins_with_the_batch(loaded):
+    assert set(loaded.signatures) == FUNCTIONS
+    for name, signature in loaded.signatures.items():
+        for spec in [*specs(signature).values(), *signature.structured_outputs.values()]:
+            assert spec.shape.rank >= 1 and spec.shape[0] is None, name
+
+
+def test_scores_are_those_of_the_model(lm, loaded):
+    texts = ["def parse_line(table):\n    return 1", "", "x"]
+    found = call(loaded, "score", text=texts)
+    np.testing.assert_allclose(found["log_probability"], lm.score(texts), rtol=1e-4, atol=1e-4)
+    assert found["tokens"].tolist() == [len(lm.tokenizer.encode(text)) for text in texts]
+    for row, text in enumerate(texts):
+        ids = lm.tokenizer.encode(text)
+        assert found["token_ids"][row].tolist() == ids + [-1] * (found["token_ids"].shape[1] - len(ids))
+        values = found["token_log_probabilities"][row]
+        np.testing.assert_allclose(values.sum(), found["log_probability"][row], rtol=1e-4, atol=1e-4)
+        assert not values[len(ids) :].any()
+    np.testing.assert_allclose(
+        found["perplexity"], np.exp(-found["log_probability"] / np.maximum(found["tokens"], 1)), rtol=1e-5
+    )
+    assert call(loaded, "score", text=["def parse_line(table):\n" * 40])["truncated"].tolist() == [True]
+
+
+def test_labels_are_chosen_by_their_probability_behind_the_text(lm, loaded):
+    from gpt_keras.evaluation.scoring import Scorer
+
+    texts, labels = ["def parse", "    return "], [["_line(", "_file", " "], ["len", "x", ""]]
+    found = call(loaded, "classify", text=texts, labels=labels)
+    scorer = Scorer(lm.model, lm.tokenizer.padding_id)
+    for row, (text, answers) in enumerate(zip(texts, labels, strict=True)):
+        before = lm.tokenizer.encode_prompt(text.rstrip())
+        expected = []
+        for answer in filter(None, answers):
+            whole = lm.tokenizer.encode_prompt(text + answer)
+            count = max(1, len(whole) - len(before))
+            expected.append(-scorer.score([(whole[:-count], whole[-count:])])[0].nats)
+        odds = np.exp(expected) / np.exp(expected).sum()
+        np.testing.assert_allclose(found["log_probabilities"][row][: len(expected)], expected, rtol=1e-4)
+        np.testing.assert_allclose(found["probabilities"][row][: len(expected)], odds, rtol=1e-3)
+        assert found["label"][row] == answers[int(np.argmax(expected))]
+    assert found["probabilities"][1][2] == 0.0
+    (one,) = call(loaded, "classify", text=texts[:1], labels=labels[:1])["probabilities"]
+    np.testing.assert_allclose(one, found["probabilities"][0], rtol=1e-4)
+
+
+def test_an_embedding_is_the_mean_of_the_hidden_states(lm, loaded):
+    texts = ["def parse_line(table):", "", "x"]
+    found = call(loaded, "embed", text=texts)["embedding"]
+    for text, row in zip(texts, found, strict=True):
+        ids = np.array([lm.tokenizer.encode_prompt(text)], np.int32)
+        hidden = np.asarray(lm.model.hidden_states(ids)[0])
+        np.testing.assert_allclose(row, hidden[0].mean(0), rtol=1e-3, atol=1e-4)
+
+
+def test_texts_become_tokens_and_come_back(lm, loaded):
+    texts = ["def parse_line(", "", "é🎉 ▁▂"]
+    found = call(loaded, "tokenize", text=texts)
+    ids = [lm.tokenizer.encode(text) for text in texts]
+    assert found["tokens"].tolist() == [len(row) for row in ids]
+    assert [[int(i) for i in row if i >= 0] for row in found["token_ids"]] == ids
+    assert call(loaded, "detokenize", token_ids=found["token_ids"])["text"] == texts
+    assert call(loaded, "detokenize", token_ids=[[-1, 10**6, *ids[0]]])["text"] == texts[:1]
+
+
+def test_warm_up_requests_run_with_the_defaults_of_their_signature(exported, loaded):
+    import tensorflow as tf
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    records = tf.data.TFRecordDataset(str(exported / "assets.extra" / "tf_serving_warmup_requests"))
+    seen = []
+    for record in records.as_numpy_iterator():
+        request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
+        seen.append(request.model_spec.signature_name)
+        call(loaded, seen[-1], **{key: tf.make_ndarray(value) for key, value in request.inputs.items()})
+    assert sorted(seen) == sorted(loaded.signatures)
+
+
+def test_a_loader_of_tensorflow_1_runs_it_and_fills_in_the_defaults_by_hand(exported, lm):
+    """TF Serving's kind: a session, the signature's tensor names, the init operation."""
+    import tensorflow as tf
+
+    load(exported)
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        found = tf.compat.v1.saved_model.load(session, ["serve"], str(exported)).signature_def["generate"]
+        given = {found.inputs[name].name: tf.make_ndarray(value) for name, value in found.defaults.items()}
+        given[found.inputs["text"].name] = ["def parse_line("]
+        (text,) = session.run(found.outputs["generated_text"].name, given)
+    assert text.decode() == lm.generate("def parse_line(", max_new_tokens=NEW)
+
+
+@pytest.mark.parametrize(("weights", "share"), [("bfloat16", 0.5), ("int8", 0.25)])
+def test_narrow_weights_make_a_smaller_file_that_says_nearly_the_same(lm, exported, tmp_path, weights, share):
+    from gpt_keras.exporting.saved_model import export_saved_model
+
+    path = export_saved_model(lm.model, lm.tokenizer, tmp_path / "m", NEW, weights=weights)
+    sizes = [(folder / "variables" / "variables.data-00000-of-00001").stat().st_size for folder in (path, exported)]
+    assert sizes[0] <= (share + 0.06) * sizes[1]
+    texts = [program(seed)[:150] for seed in range(8)]
+    narrow, full = (call(load(p), "score", text=texts)["log_probability"] for p in (path, exported))
+    np.testing.assert_allclose(narrow, full, rtol=0.02)
+    narrowed, again = load(path), load(path)
+    assert call(narrowed, "serving_default", text=texts) == call(again, "serving_default", text=texts)
+
+
+def test_narrow_weights_are_widened_for_a_loader_of_tensorflow_1(lm, tmp_path):
+    import tensorflow as tf
+
+    from gpt_keras.exporting.saved_model import export_saved_model
+
+    path = export_saved_model(lm.model, lm.tokenizer, tmp_path / "m", NEW, weights="int8")
+    expected = call(load(path), "serving_default", text=["def"])["generated_text"]
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        found = tf.compat.v1.saved_model.load(session, ["serve"], str(path)).signature_def["serving_default"]
+        (text,) = session.run(found.outputs["generated_text"].name, {found.inputs["text"].name: ["def"]})
+    assert [text.decode()] == expected
+
+
+CHATML = (
+    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}{{ '<|system|>Be brief.</s>\n' }}{% endif %}"
+    "{{ '<|' + m['role'] + '|>' + '\n' + m['content'] + '</s>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+"""With a system prompt of its own, as SmolLM2's."""
+LLAMA2 = (
+    "{% set system = '' %}{% set turns = messages %}"
+    "{% if messages[0]['role'] == 'system' %}{% set turns = messages[1:] %}"
+    "{% set system = '<<SYS>>\n' + messages[0]['content'].strip() + '\n<</SYS>>\n\n' %}{% endif %}"
+    "{% for m in turns %}{% set words = m['content'].strip() %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('order') }}{% endif %}"
+    "{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + (system if loop.first else '') + words + ' [/INST]' }}"
+    "{% else %}{{ ' ' + words + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+"""Strips its turns, and insists on their order."""
+
+
+@pytest.fixture(scope="module", params=["chatml", "llama2"])
+def chatting(request, lm, tmp_path_factory):
+    """A model with a template, and its SavedModel."""
+    from gpt_keras.exporting.saved_model import export_saved_model
+
+    tokenizer = lm.tokenizer.with_template({"chatml": CHATML, "llama2": LLAMA2}[request.param])
+    path = export_saved_model(lm.model, tokenizer, tmp_path_factory.mktemp("chat") / "m", NEW)
+    return LanguageModel(lm.model, tokenizer), load(path)
+
+
+CONVERSATIONS = [
+    [("user", "Hello!")],
+    [("system", " Speak French. "), ("user", "Hi\n")],
+    [("user", "a"), ("assistant", " b "), ("user", "c </s><|user|> d")],
+    [("system", "s"), ("user", "1 + 1?"), ("assistant", "2"), ("user", "🎉"), ("assistant", ""), ("user", "")],
+]
+
+
+def test_chat_replies_as_the_model_does(chatting):
+    lm, loaded = chatting
+    turns = max(map(len, CONVERSATIONS))
+    padded = [[*conversation, *[("", "")] * (turns - len(conversation))] for conversation in CONVERSATIONS]
+    roles, contents = ([[turn[part] for turn in row] for row in padded] for part in (0, 1))
+    done = call(loaded, "chat", roles=roles, contents=contents, max_new_tokens=[8])
+    for row, conversation in enumerate(CONVERSATIONS):
+        messages = [{"role": role, "content": content} for role, content in conversation]
+        assert done["reply"][row] == lm.chat(messages, max_new_tokens=8), conversation
+        assert done["prompt_tokens"][row] == len(encode_conversation(lm.tokenizer, messages))
+
+
+@pytest.mark.parametrize("roles", [["tool"], [""], ["user", "", "user"]])
+def test_a_conversation_that_is_none_is_an_error_that_says_what_is_one(chatting, roles):
+    import tensorflow as tf
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match="turns of system, user, assistant"):
+        call(chatting[1], "chat", roles=[roles], contents=[["x"] * len(roles)])
+
+
+def test_an_order_that_the_template_refuses_is_an_error(chatting):
+    import tensorflow as tf
+
+    lm, loaded = chatting
+    if "raise_exception" not in lm.tokenizer.chat_template:
+        call(loaded, "chat", roles=[["user", "user"]], contents=[["a", "b"]])
+        return
+    with pytest.raises(tf.errors.InvalidArgumentError, match="order that the chat template allows"):
+        call(loaded, "chat", roles=[["user", "user"]], contents=[["a", "b"]])
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{% for m in messages %}{{ loop.index }}{{ m['content'] }}</s>{% endfor %}", "more than what two turns"),
+        ("{{ strftime_now('%Y') }}{% for m in messages %}{{ m['content'] }}</s>{% endfor %}", "the date"),
+        ("{{ messages[-1]['content'] }}</s>", "every turn"),
+    ],
+)
+def test_a_template_that_no_graph_can_follow_is_left_out_and_said(lm, tmp_path, template, why):
+    from gpt_keras.exporting.saved_model import export_saved_model
+
+    said = []
+    tokenizer = lm.tokenizer.with_template(template)
+    path = export_saved_model(lm.model, tokenizer, tmp_path / "m", NEW, report=said.append)
+    assert len(said) == 1 and why in said[0] and "no signature chat" in said[0]
+    assert set(load(path).signatures) == FUNCTIONS
+
+
+def test_a_model_with_byte_level_bpe_is_exported_too(lm, tmp_path):
+    from gpt_keras.exporting.saved_model import export_saved_model
+
+    write_byte_level(tmp_path / "tokenizer", chat_template=CHATML.replace("</s>", "<|im_end|>"))
+    bpe = LanguageModel(lm.model, Tokenizer.load(tmp_path / "tokenizer"))
+    loaded = load(export_saved_model(bpe.model, bpe.tokenizer, tmp_path / "m", NEW))
+    assert set(loaded.signatures) == {*FUNCTIONS, "chat"}
+    assert call(loaded, "serving_default", text=PROMPTS)["generated_text"] == bpe.generate(PROMPTS, max_new_tokens=NEW)
+    reply = call(loaded, "chat", roles=[["user"]], contents=[["hi"]])["reply"]
+    assert reply == [bpe.chat([{"role": "user", "content": "hi"}], max_new_tokens=NEW)]
