@@ -193,7 +193,7 @@ def test_what_is_no_task_is_one_line(tmp_path):
 
 def test_of_several_paraphrases_the_one_that_says_all_in_another_order_comes_first():
     text = "The two ships had sunk on Friday, the captain said in a statement to the press."
-    turned = "In a statement to the press, the captain said the two ships had sunk on Friday."
+    turned = "The captain said in a statement to the press the two ships had sunk on Friday."
     copy, shorter, another = text, "The two ships had sunk.", "It rained all day in the north."
     task = find_task("paraphrase")
     answers = task.best_first({"text": text}, [copy, another, shorter, turned])
