@@ -1,0 +1,140 @@
+"""Serve models over HTTP.
+
+    python -m gpt_keras.serve saved_models
+    curl -d '{"instances": ["Once upon a time"]}' localhost:8501/v1/models/default:predict
+
+Every SavedModel in the folder, `saved_models/NAME/VERSION`, answers TF Serving's REST API; new versions are picked up
+while it runs. /healthz, /readyz and /metrics are for whoever looks after it. Ctrl-C lets requests that run end first.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from gpt_keras import command
+from gpt_keras.backend import choose_backend, start_backend
+from gpt_keras.data.errors import InputError
+
+KEY = "GPT_KERAS_API_KEY"
+
+
+@dataclass
+class ServeOptions:
+    """Options of `python -m gpt_keras.serve`.
+
+    Args:
+        saved_models: The folder of SavedModels, as NAME/VERSION.
+        host: The address to listen on; 0.0.0.0 is every network that the machine is in.
+        port: The port; 0 takes a free one.
+        label: Names for versions, as MODEL:LABEL=VERSION.
+        all_versions: Keep every version of a model, and not the newest and labelled ones alone.
+        poll_seconds: Between two looks for new versions.
+        api_key: What clients have to send as "Authorization: Bearer KEY"; better put into the environment's
+            GPT_KERAS_API_KEY, where no list of processes shows it.
+        timeout: Seconds that a request may take.
+        threads: Requests that are answered at a time.
+        queue: Requests that may wait for that; more are answered with 429.
+        max_body_mb: Most megabytes of a request.
+        cors: Origins of web pages that may ask, https://example.org say.
+        log_level: info says a line of JSON for every request, without what it asks.
+    """
+
+    saved_models: Path = Path("saved_models")
+    host: str = "127.0.0.1"
+    port: int = 8501
+    label: list[str] = field(default_factory=list)
+    all_versions: bool = False
+    poll_seconds: float = 1.0
+    api_key: str | None = None
+    timeout: float = 120.0
+    threads: int = 8
+    queue: int = 64
+    max_body_mb: float = 16.0
+    cors: list[str] = field(default_factory=list)
+    log_level: Literal["info", "warning", "error"] = "info"
+
+    def __post_init__(self) -> None:
+        checks = {
+            "--port must be 0 to 65535": 0 <= self.port < 65536,
+            "--poll-seconds must be above 0": 0 < self.poll_seconds < float("inf"),
+            "--timeout must be above 0": 0 < self.timeout < 1e6,
+            "--threads must be at least 1": self.threads >= 1,
+            "--queue must be at least 0": self.queue >= 0,
+            "--max-body-mb must be above 0": 0 < self.max_body_mb < 1e6,
+        }
+        for message, holds in checks.items():
+            if not holds:
+                raise InputError(f"{message}, not {getattr(self, message.split()[0][2:].replace('-', '_'))}")
+
+
+def main(options: ServeOptions) -> None:
+    if not options.saved_models.is_dir():
+        raise InputError(
+            f"{options.saved_models}: no such folder; export a model there first: python -m gpt_keras.export MODEL "
+            f"--output {options.saved_models}/NAME"
+        )
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise InputError(f"serving needs {error.name}: pip install 'gpt_keras[serve]'") from error
+    from gpt_keras.serving.servables import SavedModels, parse_labels
+
+    labels = parse_labels(options.label)
+    start_backend(choose_backend("tensorflow"))
+    from gpt_keras.serving.app import Limits, make_app
+
+    logging.basicConfig(level=options.log_level.upper(), format="%(message)s", stream=sys.stderr)
+    models = SavedModels(options.saved_models, labels, options.all_versions, options.poll_seconds)
+    limits = Limits(
+        int(options.max_body_mb * 2**20), seconds=options.timeout, threads=options.threads, queue=options.queue
+    )
+    app = make_app(models, limits, options.api_key or os.environ.get(KEY) or None, options.cors)
+    config = uvicorn.Config(
+        app,
+        host=options.host,
+        port=options.port,
+        access_log=False,
+        log_level="warning",
+        timeout_keep_alive=30,
+        h11_max_incomplete_event_size=64 << 10,
+        server_header=False,
+    )
+    with _listening(options.host, options.port) as listening:
+        host, port = listening.getsockname()[:2]
+        print(f"serving {options.saved_models} on http://{host}:{port}; Ctrl-C ends it", flush=True)
+        uvicorn.Server(config).run([listening])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there.
+
+    Raises:
+        InputError: The address is not this machine's, or taken.
+    """
+    # Named as TCP, for asyncio sends at once (TCP_NODELAY) only on sockets that say so.
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+        found.listen(1024)
+    except (OSError, UnicodeError) as error:
+        found.close()
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--host {host} --port {port}: cannot listen there ({reason})") from error
+    return found
+
+
+def cli() -> int:
+    return command.run(main, ServeOptions, "python -m gpt_keras.serve", positional=["saved_models"])
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -1,0 +1,1 @@
+"""Models behind HTTP: SavedModels by TF Serving's REST API."""

@@ -1,0 +1,337 @@
+"""The server: one FastAPI application over everything that answers requests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from gpt_keras import __version__
+from gpt_keras.serving import tensor_json
+from gpt_keras.serving.servables import SavedModels
+from gpt_keras.serving.tf_serving_api import TFServingAPI
+
+LOGGER = logging.getLogger("gpt_keras.serving")
+_OPEN = ("/healthz", "/readyz")
+"""Answered without a key: who asks is a machine that looks whether this one lives."""
+_METHODS = ("GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "HEAD")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request, and all of them together, may take.
+
+    Attributes:
+        body_bytes: Of a request.
+        body_seconds: For a request's body to arrive.
+        seconds: For its answer.
+        threads: Requests that are answered at a time.
+        queue: Requests that wait for a thread; more are told to come again.
+    """
+
+    body_bytes: int = 16 << 20
+    body_seconds: float = 30.0
+    seconds: float = 120.0
+    threads: int = 8
+    queue: int = 64
+
+
+class Metrics:
+    """What /metrics shows."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        names = ("method", "endpoint", "status")
+        self.requests = Counter("gpt_keras_requests", "Requests answered.", names, registry=self.registry)
+        self.seconds = Histogram(
+            "gpt_keras_request_seconds",
+            "From a request's first byte to its answer.",
+            ("endpoint",),
+            registry=self.registry,
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+        )
+        self.waiting = Gauge("gpt_keras_requests_waiting", "Requests waiting for a thread.", registry=self.registry)
+        self.running = Gauge("gpt_keras_requests_running", "Requests being answered.", registry=self.registry)
+
+
+class LimitError(Exception):
+    """A request that goes beyond the limits.
+
+    Args:
+        status: The HTTP status of its answer.
+        message: The answer.
+        retry_after: Seconds after which it may be sent again.
+    """
+
+    def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.retry_after = status, message, retry_after
+
+
+class Workers:
+    """Threads that answer requests, and the queue before them.
+
+    Args:
+        limits: How many there are, and how many may wait.
+        metrics: Told about it.
+    """
+
+    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+        self._limits, self._metrics = limits, metrics
+        self._threads = ThreadPoolExecutor(limits.threads, "request")
+        self._pending = 0
+
+    async def run(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns, done in one of the threads.
+
+        Raises:
+            LimitError: The queue is full, or it takes too long; a thread that has begun goes on, for no graph of
+                TensorFlow can be stopped.
+        """
+        if self._pending >= self._limits.threads + self._limits.queue:
+            raise LimitError(429, "too many requests are waiting: try again", retry_after=1)
+        self._pending += 1
+        self._show()
+        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        future.add_done_callback(self._done)
+        try:
+            return await asyncio.wait_for(asyncio.shield(future), self._limits.seconds)
+        except TimeoutError as error:
+            future.cancel()  # where it has not begun
+            raise LimitError(504, f"the answer took more than {self._limits.seconds:g} seconds") from error
+
+    def _done(self, future: asyncio.Future[Any]) -> None:
+        self._pending -= 1
+        self._show()
+        if not future.cancelled():
+            future.exception()  # of a request that nobody waits for any more
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=True)
+
+    def _show(self) -> None:
+        running = min(self._pending, self._limits.threads)
+        self._metrics.running.set(running)
+        self._metrics.waiting.set(self._pending - running)
+
+
+class Watch:
+    """Around every request: asks for the key, counts and logs, and keeps what went wrong to itself.
+
+    Args:
+        app: What answers.
+        metrics: Where requests are counted.
+        api_key: The key, or `None`.
+    """
+
+    def __init__(self, app: Any, metrics: Metrics, api_key: str | None) -> None:
+        self._app, self._metrics, self._key = app, metrics, api_key
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 0
+
+        async def watched(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        endpoint = _endpoint(scope["path"])
+        try:
+            if self._key is not None and endpoint not in _OPEN and not _has_key(Request(scope), self._key):
+                refusal = _json(401, tensor_json.error("this server asks for a key: Authorization: Bearer KEY"))
+                refusal.headers["WWW-Authenticate"] = "Bearer"
+                await refusal(scope, receive, watched)
+            else:
+                await self._app(scope, receive, watched)
+        except Exception:
+            LOGGER.exception("a request failed")
+            if not status:
+                failure = _json(500, tensor_json.error("the server failed on this request; its log says how"))
+                await failure(scope, receive, watched)
+        finally:
+            seconds = time.perf_counter() - started
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self._metrics.requests.labels(method, endpoint, status).inc()
+            self._metrics.seconds.labels(endpoint).observe(seconds)
+            client = scope["client"][0] if scope.get("client") else None
+            entry = {"method": scope["method"], "path": scope["path"][:200], "status": status}
+            LOGGER.info(json.dumps({**entry, "seconds": round(seconds, 4), "client": client}))
+
+
+def make_app(
+    models: SavedModels,
+    limits: Limits = Limits(),
+    api_key: str | None = None,
+    cors_origins: list[str] | None = None,
+) -> FastAPI:
+    """The application.
+
+    Args:
+        models: SavedModels, by TF Serving's REST API.
+        limits: On requests.
+        api_key: Asked for as `Authorization: Bearer KEY`, unless `None`.
+        cors_origins: Web pages from these origins may ask, too.
+    """
+    metrics = Metrics()
+    workers = Workers(limits, metrics)
+    tf_serving = TFServingAPI(models)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        models.start()
+        yield
+        workers.close()
+        models.close()
+
+    app = FastAPI(title="gpt_keras", version=__version__, lifespan=lifespan)
+    if cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
+
+    app.add_middleware(Watch, metrics=metrics, api_key=api_key)
+
+    @app.exception_handler(LimitError)
+    async def refuse(_: Request, error: LimitError) -> Response:
+        response = _json(error.status, tensor_json.error(error.message))
+        if error.retry_after is not None:
+            response.headers["Retry-After"] = str(error.retry_after)
+        return response
+
+    @app.get("/healthz", summary="Whether the server lives")
+    async def healthz() -> Response:
+        return Response("ok\n", media_type="text/plain")
+
+    @app.get("/readyz", summary="Whether models are loaded", responses={503: {"description": "Not yet"}})
+    async def readyz() -> Response:
+        if not models.looked:
+            return Response("loading\n", 503, media_type="text/plain")
+        names = models.names()
+        return Response(
+            f"{len(names)} models\n" if names else "no model\n", 200 if names else 503, media_type="text/plain"
+        )
+
+    @app.get("/metrics", summary="Figures for Prometheus")
+    async def figures() -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def answer(request: Request) -> Response:
+        body = await _body(request, limits)
+        raw = request.scope.get("raw_path") or request.url.path.encode()
+        path = raw.split(b"?")[0].decode("ascii", "backslashreplace")
+        status, content = await workers.run(lambda: tf_serving.answer(request.method, path, body))
+        return _json(status, content)
+
+    for method, path, summary in _TF_SERVING:
+        extra = _PREDICT if path.endswith(":predict") else _EXAMPLES if method == "POST" else None
+        app.add_api_route(path, answer, methods=[method], summary=summary, openapi_extra=extra, responses=_ERRORS)
+    app.add_api_route("/v1/{rest:path}", answer, methods=list(_METHODS), include_in_schema=False)
+    return app
+
+
+_TF_SERVING = [
+    *(
+        ("POST", f"/v1/models/{{model}}{which}:{method}", f"TF Serving: {method}")
+        for which in ("", "/versions/{version}", "/labels/{label}")
+        for method in ("predict", "classify", "regress")
+    ),
+    ("GET", "/v1/models/{model}", "TF Serving: state of a model's versions"),
+    ("GET", "/v1/models/{model}/versions/{version}", "TF Serving: state of a version"),
+    ("GET", "/v1/models/{model}/metadata", "TF Serving: signatures"),
+    ("GET", "/v1/models/{model}/versions/{version}/metadata", "TF Serving: signatures of a version"),
+    ("GET", "/v1/models/{model}/labels/{label}/metadata", "TF Serving: signatures of a label's version"),
+]
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "A malformed request"},
+    401: {"description": "No key"},
+    404: {"description": "No such model"},
+    408: {"description": "The body did not arrive"},
+    413: {"description": "Too large a body"},
+    429: {"description": "Too many requests; Retry-After says when to come again"},
+    504: {"description": "It took too long"},
+}
+
+
+def _body_schema(properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"type": "object", "properties": properties}}},
+        }
+    }
+
+
+_PREDICT = _body_schema(
+    {
+        "signature_name": {"type": "string"},
+        "instances": {"type": "array", "items": {}},
+        "inputs": {},
+    }
+)
+_EXAMPLES = _body_schema(
+    {
+        "signature_name": {"type": "string"},
+        "context": {"type": "object"},
+        "examples": {"type": "array", "items": {"type": "object"}},
+    }
+)
+
+
+async def _body(request: Request, limits: Limits) -> bytes:
+    """The request's body.
+
+    Raises:
+        LimitError: It is too large, or does not arrive.
+    """
+    too_large = LimitError(413, f"the body is larger than the {limits.body_bytes:,} bytes that this server takes")
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > limits.body_bytes:
+        raise too_large
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size > limits.body_bytes:
+                    raise too_large
+                parts.append(part)
+    except TimeoutError as error:
+        raise LimitError(408, f"the body did not arrive within {limits.body_seconds:g} seconds") from error
+    return b"".join(parts)
+
+
+def _has_key(request: Request, key: str) -> bool:
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), key.encode())
+
+
+def _endpoint(path: str) -> str:
+    """The kind of a path: of these there are few, whatever is asked for."""
+    if path in (*_OPEN, "/metrics", "/openapi.json", "/docs"):
+        return path
+    if path.lower().startswith("/v1/models"):
+        return (
+            f"/v1/models:{path.rpartition(':')[2]}"
+            if path.endswith((":predict", ":classify", ":regress"))
+            else "/v1/models"
+        )
+    return "other"
+
+
+def _json(status: int, content: bytes) -> Response:
+    return Response(content, status, media_type="application/json")

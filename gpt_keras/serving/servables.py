@@ -1,0 +1,349 @@
+"""The SavedModels in a folder, as TF Serving keeps them: the newest version of each, and those that labels name.
+
+    BASE/MODEL/VERSION/saved_model.pb
+
+A thread looks for changes. A new version is loaded beside the old one, which goes once the new one answers; one that
+cannot be loaded is remembered as failed, and the old one stays. A version that is removed from the disk is unloaded.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt_keras.data.errors import InputError
+from gpt_keras.serving.errors import HTTP_STATUS, RequestError
+from gpt_keras.serving.tensor_json import TensorSpec
+
+DEFAULT_SIGNATURE = "serving_default"
+_OPERATIONS = ("sentencepiece_tokenizer", "regex_split_ops", "normalize_ops")
+
+
+class Servable:
+    """One version of a SavedModel, loaded.
+
+    A session of TensorFlow 1's kind, as TF Serving has: it runs any SavedModel, by the names in its signatures.
+
+    Args:
+        folder: The version's.
+
+    Raises:
+        RequestError: It cannot be loaded.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import tensorflow as tf
+
+        self._graph = tf.Graph()
+        self._session = tf.compat.v1.Session(graph=self._graph)
+        try:
+            with self._graph.as_default():
+                meta_graph = tf.compat.v1.saved_model.load(self._session, ["serve"], str(folder))
+        except Exception as error:  # a damaged file can fail in any way
+            self._session.close()
+            raise RequestError(_without_places(str(error), folder), "INTERNAL") from error
+        self.signatures = dict(meta_graph.signature_def)
+        self._functions: dict[Any, Any] = {}
+
+    def signature(self, name: str) -> Any:
+        """The signature's `SignatureDef`; `None` if there is none."""
+        return self.signatures.get(name or DEFAULT_SIGNATURE)
+
+    def specs(self, name: str) -> dict[str, TensorSpec]:
+        """What the inputs of a signature are.
+
+        Raises:
+            RequestError: There is no such signature.
+        """
+        found = self.signature(name)
+        if found is None:
+            raise RequestError(f'Serving signature name: "{name or DEFAULT_SIGNATURE}" not found in signature def')
+        return {key: TensorSpec(_dtype_name(info.dtype), key in found.defaults) for key, info in found.inputs.items()}
+
+    def run(self, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs of a signature, by name.
+
+        Args:
+            name: The signature's.
+            inputs: Those without defaults, at least.
+
+        Raises:
+            RequestError: TensorFlow refuses the inputs, or fails on them.
+        """
+        import tensorflow as tf
+
+        signature = self.signature(name)
+        values = {key: tf.make_ndarray(value) for key, value in signature.defaults.items()} | dict(inputs)
+        feeds, fetches = sorted(values), sorted(signature.outputs)
+        try:
+            found = self._function(signature, feeds, fetches)(*(values[key] for key in feeds))
+        except tf.errors.OpError as error:
+            code = error.__class__.__name__.removesuffix("Error")
+            code = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", code).upper()
+            raise RequestError(_short(error.message), code if code in HTTP_STATUS else "INTERNAL") from error
+        except (ValueError, TypeError) as error:  # a shape that the signature excludes
+            raise RequestError(_short(str(error))) from error
+        except RuntimeError as error:  # closed in between
+            raise RequestError("the version has just been unloaded", "UNAVAILABLE") from error
+        return {key: _array(value) for key, value in zip(fetches, found, strict=True)}
+
+    def _function(self, signature: Any, feeds: list[str], fetches: list[str]) -> Any:
+        """From inputs to outputs. `Session.run` would refuse shapes other than the signature's, which TF Serving lets
+        the graph decide on."""
+        from tensorflow.core.protobuf import config_pb2
+
+        key = (id(signature), tuple(feeds))
+        if key not in self._functions:
+            options = config_pb2.CallableOptions()
+            options.feed.extend(signature.inputs[name].name for name in feeds)
+            options.fetch.extend(signature.outputs[name].name for name in fetches)
+            self._functions[key] = self._session._make_callable_from_options(options)
+        return self._functions[key]
+
+    def close(self) -> None:
+        """Let go of its memory, once the requests that run have ended."""
+        self._functions.clear()
+        self._session.close()
+
+
+@dataclass
+class Version:
+    """What is known of a version.
+
+    Attributes:
+        state: START, LOADING, AVAILABLE, UNLOADING or END.
+        code: OK, or what loading failed of.
+        message: What it failed of.
+        stamp: Of the folder when loading was tried.
+        servable: While it is available.
+    """
+
+    state: str = "START"
+    code: str = "OK"
+    message: str = ""
+    stamp: Any = None
+    servable: Servable | None = None
+
+
+@dataclass
+class Model:
+    """A model's versions, by number, and its labels."""
+
+    versions: dict[int, Version] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
+
+
+class SavedModels:
+    """The models in a folder.
+
+    Args:
+        base: The folder, which may come later.
+        labels: For each model its labels, as label to version.
+        all_versions: Whether every version is kept, and not the newest alone.
+        poll_seconds: Between two looks at the folder.
+
+    Attributes:
+        looked: Whether it has been looked at; `start` or `refresh` does.
+    """
+
+    def __init__(
+        self,
+        base: str | Path,
+        labels: Mapping[str, Mapping[str, int]] | None = None,
+        all_versions: bool = False,
+        poll_seconds: float = 1.0,
+    ) -> None:
+        from gpt_keras.data.graph_tokenizer import load_operations
+
+        for library in _OPERATIONS:
+            load_operations(library)
+        self.base, self._all_versions = Path(base), all_versions
+        self._models: dict[str, Model] = {}
+        self._labels = {model: dict(named) for model, named in (labels or {}).items()}
+        self._lock, self._refreshing = threading.Lock(), threading.Lock()
+        self._ended, self.looked = threading.Event(), False
+        self._thread = threading.Thread(target=self._poll, args=(poll_seconds,), daemon=True)
+
+    def start(self) -> None:
+        """Look at the folder from now on, in a thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop looking, and unload everything."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        for name, model in self._models.items():
+            for number in list(model.versions):
+                self._unload(name, number)
+
+    def get(self, name: str, version: int | None = None, label: str | None = None) -> tuple[int, Servable]:
+        """A version that is available, by default the newest, with its number.
+
+        Raises:
+            RequestError: There is none.
+        """
+        with self._lock:
+            if label is not None:
+                version = self._labels.get(name, {}).get(label)
+                if version is None:
+                    raise RequestError(f"Unrecognized servable version label: {label}")
+            versions = self._models[name].versions if name in self._models else {}
+            ready = {number: found for number, found in versions.items() if found.servable is not None}
+            number = max(ready, default=None) if version is None else version
+            if number is None or number not in ready:
+                which = f"Latest({name})" if version is None else f"Specific({name}, {version})"
+                raise RequestError(f"Servable not found for request: {which}", "NOT_FOUND")
+            servable = ready[number].servable
+            assert servable is not None
+            return number, servable
+
+    def states(self, name: str, version: int | None = None) -> list[tuple[int, Version]]:
+        """What is known of a model's versions, the newest first.
+
+        Raises:
+            RequestError: Nothing.
+        """
+        with self._lock:
+            versions = dict(self._models[name].versions) if name in self._models else {}
+        if version is not None:
+            if version not in versions:
+                raise RequestError(f"Could not find version {version} of model {name}", "NOT_FOUND")
+            return [(version, versions[version])]
+        if not versions:
+            raise RequestError(f"Could not find any versions of model {name}", "NOT_FOUND")
+        return sorted(versions.items(), reverse=True)
+
+    def names(self) -> list[str]:
+        """The models that have an available version."""
+        with self._lock:
+            found = self._models.items()
+            return sorted(name for name, model in found if any(v.servable for v in model.versions.values()))
+
+    def refresh(self) -> None:
+        """Look at the folder now: load what is new, unload what is gone."""
+        with self._refreshing:
+            there = self._on_disk()
+            for name in sorted({*there, *self._models}):
+                self._refresh_model(name, there.get(name, {}))
+            self.looked = True
+
+    def _poll(self, seconds: float) -> None:
+        while True:
+            self.refresh()
+            if self._ended.wait(seconds):
+                return
+
+    def _on_disk(self) -> dict[str, dict[int, Any]]:
+        """For each model the versions that are to be loaded, each with a stamp that changes when its files do."""
+        found: dict[str, dict[int, Any]] = {}
+        for folder in _folders(self.base):
+            versions = {int(path.name): path for path in _folders(folder) if re.fullmatch(r"[0-9]{1,18}", path.name)}
+            wanted = set(versions) if self._all_versions else {max(versions, default=-1)}
+            wanted |= set(self._labels.get(folder.name, {}).values())
+            found[folder.name] = {number: _stamp(versions[number]) for number in wanted & set(versions)}
+        return found
+
+    def _refresh_model(self, name: str, there: dict[int, Any]) -> None:
+        with self._lock:
+            versions = self._models.setdefault(name, Model()).versions if there or name in self._models else {}
+        loaded = [number for number, version in versions.items() if version.servable is not None]
+        for number in sorted(set(there), reverse=True):
+            known = versions.get(number)
+            if known is None or (known.servable is None and known.stamp != there[number]):
+                self._load(name, number, there[number])
+        ready = any(versions[number].servable is not None for number in there if number in versions)
+        for number in loaded:
+            # An old version stays for as long as none of the wanted ones answers, unless its files are gone.
+            if number not in there and (ready or not (self.base / name / str(number)).is_dir()):
+                self._unload(name, number)
+
+    def _load(self, name: str, number: int, stamp: Any) -> None:
+        version = Version("LOADING", stamp=stamp)
+        with self._lock:
+            self._models[name].versions[number] = version
+        try:
+            servable = Servable(self.base / name / str(number))
+        except RequestError as error:
+            with self._lock:
+                version.state, version.code, version.message = "END", error.code, error.message
+            return
+        with self._lock:
+            version.state, version.servable = "AVAILABLE", servable
+
+    def _unload(self, name: str, number: int) -> None:
+        with self._lock:
+            version = self._models[name].versions[number]
+            servable, version.servable = version.servable, None
+            version.state = "END"
+        if servable is not None:
+            servable.close()
+
+
+def parse_labels(given: Iterable[str]) -> dict[str, dict[str, int]]:
+    """MODEL:LABEL=VERSION, each.
+
+    Raises:
+        InputError: One has another form.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for text in given:
+        matched = re.fullmatch(r"([^:=/]+):([^:=/]+)=([0-9]{1,18})", text)
+        if matched is None:
+            raise InputError(f"--label {text}: expected MODEL:LABEL=VERSION, half_plus_two:stable=123 say")
+        found.setdefault(matched[1], {})[matched[2]] = int(matched[3])
+    return found
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if path.is_dir()]
+    except OSError:
+        return []
+
+
+def _stamp(folder: Path) -> Any:
+    """Changes when the files do."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        try:
+            state = path.stat()
+        except OSError:
+            continue
+        found.append((str(path), state.st_size, state.st_mtime_ns))
+    return tuple(found)
+
+
+def _dtype_name(number: int) -> str:
+    """TensorFlow's own name for a type: float, and not float32."""
+    from tensorflow.core.framework import types_pb2
+
+    return types_pb2.DataType.Name(number).removeprefix("DT_").lower()
+
+
+def _array(value: Any) -> np.ndarray:
+    """A result as an array, of bytes where it is strings."""
+    found = np.asarray(value)
+    if found.dtype.kind in "SU":  # of a scalar
+        found = np.array(value, object)
+    return found
+
+
+def _short(message: str) -> str:
+    """TensorFlow's message without where in whose program the operation was made."""
+    message = message.split("\n\nOriginal stack trace")[0].split("\n\nErrors may have originated")[0]
+    message = re.split(r"\n?Detected at node|\n\s*File \"", message)[0]
+    return message.strip() or "the graph failed"
+
+
+def _without_places(message: str, folder: Path) -> str:
+    """A message without the place of the folder on this machine."""
+    return _short(
+        message.replace(str(folder), f"{folder.parent.name}/{folder.name}").replace(str(folder.parent.parent), "")
+    )
