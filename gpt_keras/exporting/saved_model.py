@@ -17,7 +17,7 @@ from gpt_keras.data.files import sweep, whole_folder
 from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.exporting.held_weights import WeightsDtype
 from gpt_keras.exporting.served_model import ServedModel
-from gpt_keras.exporting.serving_files import write_warmup
+from gpt_keras.exporting.serving_files import write_server_files, write_warmup
 from gpt_keras.model import GPT
 
 
@@ -31,7 +31,8 @@ def export_saved_model(
 ) -> Path:
     """Write the next free version `base/N`, TF Serving's layout; it appears whole or not at all.
 
-    `ServedModel` says what its signatures take and give.
+    `ServedModel` says what its signatures take and give. Beside the versions, `base` gets TF Serving's batching.config
+    and monitoring.config, where it has none.
 
     Args:
         model: Built on the TensorFlow backend, in float32.
@@ -65,6 +66,7 @@ def export_saved_model(
     with whole_folder(base / str(version)) as folder:
         tf.saved_model.save(module, str(folder), signatures=module.functions)
         write_warmup(folder, base.name, list(module.functions))
+    write_server_files(base, model.config)
     return base / str(version)
 
 

@@ -176,7 +176,35 @@ def test_versions_count_up_and_nothing_half_written_is_seen(lm, exported):
 
     second = export_saved_model(lm.model, lm.tokenizer, exported.parent, NEW)
     assert second == exported.parent / "2"
-    assert sorted(path.name for path in exported.parent.iterdir()) == ["1", "2"]
+    names = ["1", "2", "batching.config", "monitoring.config"]
+    assert sorted(path.name for path in exported.parent.iterdir()) == names
+
+
+def test_batches_are_as_large_as_the_keys_and_values_allow():
+    from gpt_keras.config import GPTConfig
+    from gpt_keras.exporting.serving_files import batching_config
+
+    def largest(**sizes) -> int:
+        text = batching_config(GPTConfig.from_preset("gpt2", **sizes))
+        allowed = [int(line.split()[1]) for line in text.splitlines() if line.startswith("allowed")]
+        assert f"max_batch_size {{ value: {allowed[-1]} }}" in text
+        assert allowed == [2**power for power in range(len(allowed))]
+        return allowed[-1]
+
+    assert largest() == 4  # 12 layers x 768 x 1024 tokens: 72 MiB a row; 8 rows would be more than half a gigabyte
+    assert largest(context_length=64) == 64
+    assert largest(context_length=65536) == 1
+
+
+def test_settings_that_somebody_has_changed_stay(lm, exported):
+    from gpt_keras.exporting.serving_files import write_server_files
+
+    path = exported.parent / "batching.config"
+    text = path.read_text()
+    path.write_text("max_batch_size { value: 3 }\n")
+    write_server_files(exported.parent, lm.config)
+    assert path.read_text() == "max_batch_size { value: 3 }\n"
+    path.write_text(text)
 
 
 def test_a_length_that_leaves_no_room_is_an_error(lm, tmp_path):
