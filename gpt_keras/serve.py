@@ -35,6 +35,8 @@ class ServeOptions:
         label: Names for versions, as MODEL:LABEL=VERSION.
         all_versions: Keep every version of a model, and not the newest and labelled ones alone.
         poll_seconds: Between two looks for new versions.
+        warm_up: Run a version's own warm-up requests before it answers others; without that it is there sooner, and the
+            first request to each signature waits.
         api_key: What clients have to send as "Authorization: Bearer KEY"; better put into the environment's
             GPT_KERAS_API_KEY, where no list of processes shows it.
         timeout: Seconds that a request may take.
@@ -51,6 +53,7 @@ class ServeOptions:
     label: list[str] = field(default_factory=list)
     all_versions: bool = False
     poll_seconds: float = 1.0
+    warm_up: bool = True
     api_key: str | None = None
     timeout: float = 120.0
     threads: int = 8
@@ -92,7 +95,7 @@ def main(options: ServeOptions) -> None:
     from gpt_keras.serving.app import Limits, make_app
 
     logging.basicConfig(level=options.log_level.upper(), format="%(message)s", stream=sys.stderr)
-    models = SavedModels(options.saved_models, labels, options.all_versions, options.poll_seconds)
+    models = SavedModels(options.saved_models, labels, options.all_versions, options.poll_seconds, options.warm_up)
     limits = Limits(
         int(options.max_body_mb * 2**20), seconds=options.timeout, threads=options.threads, queue=options.queue
     )

@@ -13,7 +13,8 @@ from gpt_keras.data.files import whole_file
 
 WARMUP = Path("assets.extra") / "tf_serving_warmup_requests"
 _INPUTS: dict[str, dict[str, Any]] = {
-    "chat": {"roles": [["user"]], "contents": [["Hello"]]},
+    "generate": {"text": ["Hello"], "max_new_tokens": [2]},
+    "chat": {"roles": [["user"]], "contents": [["Hello"]], "max_new_tokens": [2]},
     "classify": {"text": ["Hello"], "labels": [["a", "b"]]},
     "detokenize": {"token_ids": [[0]]},
 }

@@ -11,11 +11,13 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from gpt_keras.data.errors import InputError
 from gpt_keras.serving.errors import HTTP_STATUS, RequestError
@@ -50,6 +52,7 @@ class Servable:
             raise RequestError(_without_places(str(error), folder), "INTERNAL") from error
         self.signatures = dict(meta_graph.signature_def)
         self._functions: dict[Any, Any] = {}
+        self._running, self._closing, self._changed = 0, False, threading.Condition()
 
     def signature(self, name: str) -> Any:
         """The signature's `SignatureDef`; `None` if there is none."""
@@ -74,8 +77,20 @@ class Servable:
             inputs: Those without defaults, at least.
 
         Raises:
-            RequestError: TensorFlow refuses the inputs, or fails on them.
+            RequestError: TensorFlow refuses the inputs or fails on them, or the version is unloaded (UNAVAILABLE).
         """
+        with self._changed:
+            if self._closing:
+                raise RequestError("the version has just been unloaded", "UNAVAILABLE")
+            self._running += 1
+        try:
+            return self._run(name, inputs)
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    def _run(self, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         import tensorflow as tf
 
         signature = self.signature(name)
@@ -89,8 +104,6 @@ class Servable:
             raise RequestError(_short(error.message), code if code in HTTP_STATUS else "INTERNAL") from error
         except (ValueError, TypeError) as error:  # a shape that the signature excludes
             raise RequestError(_short(str(error))) from error
-        except RuntimeError as error:  # closed in between
-            raise RequestError("the version has just been unloaded", "UNAVAILABLE") from error
         return {key: _array(value) for key, value in zip(fetches, found, strict=True)}
 
     def _function(self, signature: Any, feeds: list[str], fetches: list[str]) -> Any:
@@ -106,8 +119,38 @@ class Servable:
             self._functions[key] = self._session._make_callable_from_options(options)
         return self._functions[key]
 
+    def warm_up(self, folder: Path) -> None:
+        """Run the requests that the version brings for that (`assets.extra/tf_serving_warmup_requests`), two at a time:
+        the first request to a signature takes much longer than all others.
+
+        Raises:
+            RequestError: One of them fails.
+        """
+        path = folder / "assets.extra" / "tf_serving_warmup_requests"
+        if not path.is_file():
+            return
+        import tensorflow as tf
+        from tensorflow_serving.apis import prediction_log_pb2
+
+        def run(record: bytes) -> None:
+            request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
+            name = request.model_spec.signature_name
+            if self.signature(name) is not None:
+                self.run(name, {key: tf.make_ndarray(value) for key, value in request.inputs.items()})
+
+        try:
+            with ThreadPoolExecutor(2) as threads:
+                list(threads.map(run, tf.data.TFRecordDataset(str(path)).as_numpy_iterator()))
+        except (tf.errors.OpError, ValueError, DecodeError) as error:
+            raise RequestError(
+                f"the requests to warm up with are damaged: {_short(str(error))}", "DATA_LOSS"
+            ) from error
+
     def close(self) -> None:
         """Let go of its memory, once the requests that run have ended."""
+        with self._changed:
+            self._closing = True
+            self._changed.wait_for(lambda: self._running == 0)
         self._functions.clear()
         self._session.close()
 
@@ -147,6 +190,7 @@ class SavedModels:
         labels: For each model its labels, as label to version.
         all_versions: Whether every version is kept, and not the newest alone.
         poll_seconds: Between two looks at the folder.
+        warm_up: Whether a version runs its own warm-up requests before it counts as available.
 
     Attributes:
         looked: Whether it has been looked at; `start` or `refresh` does.
@@ -158,12 +202,13 @@ class SavedModels:
         labels: Mapping[str, Mapping[str, int]] | None = None,
         all_versions: bool = False,
         poll_seconds: float = 1.0,
+        warm_up: bool = True,
     ) -> None:
         from gpt_keras.data.graph_tokenizer import load_operations
 
         for library in _OPERATIONS:
             load_operations(library)
-        self.base, self._all_versions = Path(base), all_versions
+        self.base, self._all_versions, self._warm_up = Path(base), all_versions, warm_up
         self._models: dict[str, Model] = {}
         self._labels = {model: dict(named) for model, named in (labels or {}).items()}
         self._lock, self._refreshing = threading.Lock(), threading.Lock()
@@ -175,7 +220,7 @@ class SavedModels:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop looking, and unload everything."""
+        """Stop looking, and unload everything; requests that run end first."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -268,8 +313,11 @@ class SavedModels:
         version = Version("LOADING", stamp=stamp)
         with self._lock:
             self._models[name].versions[number] = version
+        folder = self.base / name / str(number)
         try:
-            servable = Servable(self.base / name / str(number))
+            servable = Servable(folder)
+            if self._warm_up:
+                servable.warm_up(folder)
         except RequestError as error:
             with self._lock:
                 version.state, version.code, version.message = "END", error.code, error.message
@@ -281,9 +329,15 @@ class SavedModels:
         with self._lock:
             version = self._models[name].versions[number]
             servable, version.servable = version.servable, None
-            version.state = "END"
-        if servable is not None:
+            version.state = "END" if servable is None else "UNLOADING"
+        if servable is None:
+            return
+
+        def close() -> None:
             servable.close()
+            version.state = "END"
+
+        threading.Thread(target=close, daemon=True).start()  # others need not wait for the requests that run
 
 
 def parse_labels(given: Iterable[str]) -> dict[str, dict[str, int]]:

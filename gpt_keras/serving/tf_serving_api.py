@@ -40,7 +40,12 @@ class TFServingAPI:
         if http_method == "OPTIONS":
             return 400, b""
         try:
-            return 200, self._answer(http_method, path, body)
+            try:
+                return 200, self._answer(http_method, path, body)
+            except RequestError as error:
+                if error.code != "UNAVAILABLE":
+                    raise
+                return 200, self._answer(http_method, path, body)  # the version was unloaded in between: the next one
         except RequestError as error:
             return error.http_status, tensor_json.error(error.message) if error.message else b""
 

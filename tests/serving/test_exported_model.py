@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -128,6 +129,23 @@ def test_the_grpc_client(server, saved_models):
         service.stop(None).wait()
     models.close()
     assert found == _plain(server, 6)
+
+
+def test_a_version_is_warmed_up_before_it_answers_and_damaged_requests_for_it_are_said(saved_models, tmp_path):
+    from gpt_keras.serving.servables import SavedModels
+
+    base = tmp_path / "copy"
+    shutil.copytree(saved_models, base)
+    path = base / "tiny" / "1" / "assets.extra" / "tf_serving_warmup_requests"
+    path.write_bytes(path.read_bytes()[:-5])
+    for warm_up in (True, False):
+        models = SavedModels(base, warm_up=warm_up)
+        models.refresh()
+        ((_, known),) = models.states("tiny")
+        assert (known.state, known.code) == (("END", "DATA_LOSS") if warm_up else ("AVAILABLE", "OK"))
+        assert known.message.startswith("the requests to warm up with are damaged") == warm_up
+        assert str(base) not in known.message
+        models.close()
 
 
 def test_docker_compose_names_what_an_export_writes(saved_models):

@@ -39,7 +39,7 @@ def test_new_versions_take_over_and_labelled_ones_stay(models, written, base):
     put(written, base, "numbers/3")
     models.refresh()
     assert answer(models) == 4.0 and answer(models, version=1) == 2.0
-    assert state(models, "numbers", 2).state == "END"
+    wait_until(lambda: state(models, "numbers", 2).state == "END")
     with pytest.raises(RequestError, match="Specific"):
         models.get("numbers", version=2)
 
@@ -116,3 +116,21 @@ def test_requests_never_notice_a_change_of_versions(models, written, base):
         thread.join()
     assert not [error for error in failures if error.code != "UNAVAILABLE"] and values == {2.0, 3.0, 4.0}
     assert len(failures) <= 2  # of requests caught between finding a version and running it
+
+
+def test_a_version_that_is_unloaded_ends_what_it_runs(models, base):
+    models.refresh()
+    _, servable = models.get("numbers")
+    found = []
+    slow = {"x": np.array([2.0], np.float32)}
+    thread = threading.Thread(target=lambda: found.append(float(servable.run("slow", slow)["y"][0])))
+    thread.start()
+    wait_until(lambda: servable._running == 1)
+    shutil.rmtree(base / "numbers")
+    models.refresh()
+    assert state(models, "numbers", 1).state == "UNLOADING" and not found
+    with pytest.raises(RequestError, match="unloaded"):
+        servable.run("", slow)
+    thread.join()
+    assert found == [2_000_000.0]
+    wait_until(lambda: state(models, "numbers", 1).state == "END")
