@@ -186,7 +186,7 @@ class GraphGenerator:
             logits, cache = model.step(token[:, None], place[:, None], cache=cache)
             return number + 1, *take(number, logits, written, ended), cache
 
-        slots = longest + most - 1
+        slots = tf.minimum(longest + most - 1, model.config.context_length)
         cache: Any = model.make_cache(batch, slots)
         positions = tf.tile(tf.range(longest)[None], [batch, 1])
         logits, cache = model.step(tf.maximum(padded, 0), positions, cache=cache, select=lengths - 1)

@@ -295,6 +295,26 @@ def test_a_rows_sample_does_not_depend_on_its_neighbours(loaded):
     assert twice[0] == twice[1]
 
 
+@pytest.mark.parametrize("position", ["learned", "rotary"])
+def test_a_long_prompt_and_a_long_continuation_in_one_batch_stay_in_the_context(lm, position):
+    import tensorflow as tf
+
+    from gpt_keras.config import GPTConfig
+    from gpt_keras.exporting.served_model import ServedModel
+
+    config = GPTConfig.from_preset(
+        "nano", vocabulary_size=512, context_length=96, initializer_range=0.3, position=position
+    )
+    mixed = LanguageModel(build(config), lm.tokenizer)
+    module = ServedModel(mixed.model, lm.tokenizer, NEW)
+    long, counts = "def parse_line(table):\n" * 40, [1, 90]
+    done = module.functions["generate"](tf.constant([long, "x"]), tf.constant(counts))
+    texts = [text.decode() for text in done["generated_text"].numpy()]
+    ids = lm.tokenizer.encode(long)[-(96 - 1) :]
+    expected = [[lm.tokenizer.begin_id, *ids], lm.tokenizer.encode_prompt("x")]
+    assert texts == [mixed.complete([i], max_new_tokens=n)[0][0].text for i, n in zip(expected, counts, strict=True)]
+
+
 def test_numbers_out_of_range_count_as_the_nearest_one_in_it(loaded):
     nan, infinity = float("nan"), float("inf")
     plain = call(loaded, "generate", text=["def"])["generated_text"]
