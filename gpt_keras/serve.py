@@ -104,6 +104,8 @@ def main(options: ServeOptions) -> None:
         app,
         host=options.host,
         port=options.port,
+        http="h11",  # which bounds what may come before a body
+        limit_concurrency=options.threads + options.queue + 256,
         access_log=False,
         log_level="warning",
         timeout_keep_alive=30,

@@ -42,6 +42,8 @@ class BytePairEncoder(tf.Module):
         content = json.loads(tokenizer.files["tokenizer.json"])
         model, vocabulary = content["model"], content["model"].get("vocab", {})
         characters = byte_level_characters()
+        if '"ByteLevel"' not in json.dumps(content.get("pre_tokenizer")):
+            raise _unsupported(f"the pre-tokenizer {json.dumps(content.get('pre_tokenizer'))}, which is not byte-level")
         self._steps = _word_patterns(content.get("pre_tokenizer"))
         self._composes = _composes(content.get("normalizer"))
         settings = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "fuse_unk")
@@ -59,9 +61,9 @@ class BytePairEncoder(tf.Module):
             self._whole = _table(tf.constant(list(words)), tf.constant(list(words.values()), tf.int32), -1)
         self._added: dict[str, int] = {}
         for token in content.get("added_tokens", []):
+            if token.get("lstrip") or token.get("rstrip") or token.get("single_word"):
+                raise _unsupported(f"the added token {token['content']!r}, which looks at what is around it")
             if not token["special"]:
-                if token.get("lstrip") or token.get("rstrip") or token.get("single_word"):
-                    raise _unsupported(f"the added token {token['content']!r}, which takes in what is around it")
                 self._added[token["content"]] = token["id"]
         self._added_pattern = "|".join(re.escape(text) for text in sorted(self._added, key=len, reverse=True)) or None
 
@@ -160,18 +162,17 @@ def _cut(words: Tensor, rows: Tensor, known: Tensor, cut: str | None, pattern: s
 def _word_patterns(settings: dict[str, Any] | None) -> list[tuple[str | None, str]]:
     """The steps that cut a text into words, each as `_to_re2` has it."""
     kind = (settings or {}).get("type")
-    if settings is None or (kind == "ByteLevel" and not settings.get("use_regex", True)):
+    if settings is None:
         return []
     if kind == "Sequence":
         return [step for part in settings["pretokenizers"] for step in _word_patterns(part)]
     if kind == "ByteLevel" and not settings.get("add_prefix_space"):
-        return [_to_re2(_GPT2)]
+        return [_to_re2(_GPT2)] if settings.get("use_regex", True) else []
     if kind == "Digits":
         return [(None, r"\p{N}" if settings.get("individual_digits") else r"\p{N}+")]
-    if kind == "Split":
-        pattern, behavior, invert = settings["pattern"], settings["behavior"], settings.get("invert", False)
-        if (behavior, invert) in (("Isolated", False), ("Removed", True)):
-            return [_to_re2(pattern["Regex"]) if "Regex" in pattern else (None, re.escape(pattern["String"]))]
+    if kind == "Split" and settings["behavior"] == "Isolated" and not settings.get("invert"):
+        pattern = settings["pattern"]
+        return [_to_re2(pattern["Regex"]) if "Regex" in pattern else (None, re.escape(pattern["String"]))]
     raise _unsupported(f"the pre-tokenizer {json.dumps(settings)}")
 
 
@@ -190,8 +191,8 @@ def _to_re2(pattern: str) -> tuple[str | None, str]:
         ends = r"\r\n" if r"[\r\n]" in pattern else ""  # line ends that an earlier alternative takes
         cut = rf"{_white(ends)}[^{_SPACES}]"
     pattern = re.sub(r"\[[^\]]*\]|\\s", lambda found: _unicode_spaces(found[0]), pattern)
-    if re.search(r"\(\?[=!<]", pattern):
-        raise _unsupported(f"the look-around of {pattern}")
+    if re.search(r"\(\?[=!<]|\\[dDwWbB]|[+*?]\+", pattern):
+        raise _unsupported(f"the look-around, ASCII classes or possessive repetition of {pattern}")
     return cut, pattern
 
 

@@ -100,7 +100,8 @@ class GraphTokenizer(tf.Module):
 
     @_once(_TOKENS)
     def decode(self, tokens: tf.RaggedTensor) -> Tensor:
-        """As `Tokenizer.decode`: string tensor [batch], always UTF-8, of an int32 RaggedTensor [batch, (tokens)]."""
+        """As `Tokenizer.decode`, with a U+FFFD for every byte that is not UTF-8: string tensor [batch] of an int32
+        RaggedTensor [batch, (tokens)]."""
         if isinstance(self._encoder, _SentencePiece):
             return valid(self._encoder.decode(tokens))
         return self.continuation(tokens)

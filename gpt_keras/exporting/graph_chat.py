@@ -194,6 +194,8 @@ class GraphChat:
         )
         with tf.control_dependencies([tf.debugging.Assert(fine, [message, roles])]):
             contents = tf.identity(contents)
+        # Repaired first, or else broken bytes around a mark would make one when it is taken out.
+        contents = tf.reshape(valid(tf.reshape(contents, [-1])), shape)
         contents = tf.strings.regex_replace(contents, _MARK, "")
         trimmed = tf.strings.regex_replace(contents, f"^{_WHITE}|{_WHITE}$", "")
         contents = tf.where(tf.gather(self._stripped, number), trimmed, contents)
@@ -205,7 +207,7 @@ class GraphChat:
 
     def _encode_marked(self, texts: Tensor) -> tf.RaggedTensor:
         """Ids of texts in which every second part between marks is the id of a token."""
-        parts = tf.strings.split(valid(texts), _MARK)
+        parts = tf.strings.split(texts, _MARK)
         place = tf.ragged.range(parts.row_lengths()).values
         special = place % 2 == 1
         ids = tf.strings.to_number(tf.where(special, parts.values, "-1"), tf.int32)

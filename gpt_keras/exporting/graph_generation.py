@@ -7,7 +7,7 @@ A row's text depends on nothing else in its batch, and is what `Generator` makes
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ class GraphOptions:
 
         tiny, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
         return cls(
-            max_new_tokens=clip("max_new_tokens", 1, context - 1, 1),
+            max_new_tokens=clip("max_new_tokens", 1, context, 1),
             temperature=clip("temperature", 0.0, most, 0.0),
             top_k=clip("top_k", 0, 2**31 - 1, 0),
             top_p=clip("top_p", tiny, 1.0, 1.0),
@@ -100,10 +100,11 @@ class GraphGenerator:
         model: Built on the TensorFlow backend.
         weights: Its weights as they are saved.
         tokenizer: Its tokenizer in the graph.
+        reserved: New tokens that a prompt too long for the context makes room for, if they are asked for.
     """
 
-    def __init__(self, model: GPT, weights: HeldWeights, tokenizer: GraphTokenizer) -> None:
-        self._model, self._weights, self._tokenizer = model, weights, tokenizer
+    def __init__(self, model: GPT, weights: HeldWeights, tokenizer: GraphTokenizer, reserved: int) -> None:
+        self._model, self._weights, self._tokenizer, self._reserved = model, weights, tokenizer, reserved
         specs = [tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.int32)]
         self._loop = tf.function(self._continue, input_signature=[*specs, *OPTION_SPECS.values()], autograph=False)
 
@@ -113,12 +114,14 @@ class GraphGenerator:
         Args:
             prompts: int32 RaggedTensor [batch, (tokens)], none of them empty. Of one that is too long the last tokens
                 are used, and its begin token.
-            options: For each row.
+            options: For each row; it ends where the context does, whatever is asked for.
             end_ids: The tokens that end a row.
         """
         context = self._model.config.context_length
-        room = context - options.max_new_tokens + 1  # the last token is never read
+        room = context - tf.minimum(options.max_new_tokens, self._reserved) + 1  # the last token is never read
         prompts, truncated = keep_last(prompts, room, self._tokenizer.tokenizer.begin_id)
+        left = context - tf.cast(prompts.row_lengths(), tf.int32) + 1
+        options = replace(options, max_new_tokens=tf.minimum(options.max_new_tokens, left))
         ends = tf.constant(sorted(end_ids), tf.int32)
         given = [getattr(options, name) for name in OPTION_SPECS]
         written, ended = self._loop(prompts.values, prompts.row_splits, ends, *given)

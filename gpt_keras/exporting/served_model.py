@@ -70,7 +70,7 @@ class ServedModel(tf.Module):
         self._context, self._max_new_tokens = model.config.context_length, max_new_tokens
         self._end_ids = tokenizer.end_ids
         parts = (model, self.weights, graph_tokenizer)
-        self._generator, self._scorer = GraphGenerator(*parts), GraphScorer(*parts)
+        self._generator, self._scorer = GraphGenerator(*parts, max_new_tokens), GraphScorer(*parts)
         self.functions = {
             "serving_default": self._function(self._serve, _TEXT),
             "generate": self._function(self._generate, _TEXT, options=True),

@@ -103,19 +103,17 @@ class Workers:
             raise LimitError(429, "too many requests are waiting: try again", retry_after=1)
         self._pending += 1
         self._show()
-        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        future.add_done_callback(self._done)
+        loop, job = asyncio.get_running_loop(), self._threads.submit(work)
+        job.add_done_callback(lambda _: loop.call_soon_threadsafe(self._done))
         try:
-            return await asyncio.wait_for(asyncio.shield(future), self._limits.seconds)
+            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(job)), self._limits.seconds)
         except TimeoutError as error:
-            future.cancel()  # where it has not begun
+            job.cancel()  # where it has not begun
             raise LimitError(504, f"the answer took more than {self._limits.seconds:g} seconds") from error
 
-    def _done(self, future: asyncio.Future[Any]) -> None:
+    def _done(self) -> None:
         self._pending -= 1
         self._show()
-        if not future.cancelled():
-            future.exception()  # of a request that nobody waits for any more
 
     def close(self) -> None:
         self._threads.shutdown(wait=True)
@@ -199,12 +197,11 @@ def make_app(
         models.close()
 
     app = FastAPI(title="gpt_keras", version=__version__, lifespan=lifespan)
-    if cors_origins:
+    app.add_middleware(Watch, metrics=metrics, api_key=api_key)
+    if cors_origins:  # outside of everything: a browser asks whether it may without any key
         app.add_middleware(
             CORSMiddleware, allow_origins=cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
         )
-
-    app.add_middleware(Watch, metrics=metrics, api_key=api_key)
 
     @app.exception_handler(LimitError)
     async def refuse(_: Request, error: LimitError) -> Response:

@@ -8,6 +8,7 @@ cannot be loaded is remembered as failed, and the old one stays. A version that 
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,7 @@ from gpt_keras.data.errors import InputError
 from gpt_keras.serving.errors import HTTP_STATUS, RequestError
 from gpt_keras.serving.tensor_json import TensorSpec
 
+LOGGER = logging.getLogger("gpt_keras.serving")
 DEFAULT_SIGNATURE = "serving_default"
 _OPERATIONS = ("sentencepiece_tokenizer", "regex_split_ops", "normalize_ops")
 
@@ -133,7 +135,10 @@ class Servable:
         from tensorflow_serving.apis import prediction_log_pb2
 
         def run(record: bytes) -> None:
-            request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
+            log = prediction_log_pb2.PredictionLog.FromString(record)
+            if log.WhichOneof("log_type") != "predict_log":
+                return  # to classify or regress: answered without having been warmed up
+            request = log.predict_log.request
             name = request.model_spec.signature_name
             if self.signature(name) is not None:
                 self.run(name, {key: tf.make_ndarray(value) for key, value in request.inputs.items()})
@@ -163,6 +168,7 @@ class Version:
         state: START, LOADING, AVAILABLE, UNLOADING or END.
         code: OK, or what loading failed of.
         message: What it failed of.
+        folder: Where it is.
         stamp: Of the folder when loading was tried.
         servable: While it is available.
     """
@@ -170,6 +176,7 @@ class Version:
     state: str = "START"
     code: str = "OK"
     message: str = ""
+    folder: Path | None = None
     stamp: Any = None
     servable: Servable | None = None
 
@@ -281,44 +288,54 @@ class SavedModels:
 
     def _poll(self, seconds: float) -> None:
         while True:
-            self.refresh()
+            try:
+                self.refresh()
+            except Exception:  # of a disk that fails, say; the next look may do better
+                LOGGER.exception("looking for models in %s failed", self.base)
             if self._ended.wait(seconds):
                 return
 
-    def _on_disk(self) -> dict[str, dict[int, Any]]:
-        """For each model the versions that are to be loaded, each with a stamp that changes when its files do."""
-        found: dict[str, dict[int, Any]] = {}
+    def _on_disk(self) -> dict[str, dict[int, tuple[Path, Any]]]:
+        """For each model the versions that are to be loaded: the folder, and a stamp that changes when its files do."""
+        found: dict[str, dict[int, tuple[Path, Any]]] = {}
         for folder in _folders(self.base):
             versions = {int(path.name): path for path in _folders(folder) if re.fullmatch(r"[0-9]{1,18}", path.name)}
             wanted = set(versions) if self._all_versions else {max(versions, default=-1)}
             wanted |= set(self._labels.get(folder.name, {}).values())
-            found[folder.name] = {number: _stamp(versions[number]) for number in wanted & set(versions)}
+            found[folder.name] = {
+                number: (versions[number], _stamp(versions[number])) for number in wanted & set(versions)
+            }
         return found
 
-    def _refresh_model(self, name: str, there: dict[int, Any]) -> None:
+    def _refresh_model(self, name: str, there: dict[int, tuple[Path, Any]]) -> None:
         with self._lock:
             versions = self._models.setdefault(name, Model()).versions if there or name in self._models else {}
         loaded = [number for number, version in versions.items() if version.servable is not None]
-        for number in sorted(set(there), reverse=True):
-            known = versions.get(number)
-            if known is None or (known.servable is None and known.stamp != there[number]):
-                self._load(name, number, there[number])
-        ready = any(versions[number].servable is not None for number in there if number in versions)
+        for number in sorted(there, reverse=True):
+            known, (folder, stamp) = versions.get(number), there[number]
+            if known is None or (known.servable is None and known.stamp != stamp):
+                self._load(name, number, folder, stamp)
+        newest = versions.get(max(there, default=-1))
         for number in loaded:
-            # An old version stays for as long as none of the wanted ones answers, unless its files are gone.
-            if number not in there and (ready or not (self.base / name / str(number)).is_dir()):
+            # An old version stays for as long as the newest does not answer, unless its files are gone.
+            gone = not (versions[number].folder or self.base).is_dir()
+            if number not in there and (gone or (newest is not None and newest.servable is not None)):
                 self._unload(name, number)
 
-    def _load(self, name: str, number: int, stamp: Any) -> None:
-        version = Version("LOADING", stamp=stamp)
+    def _load(self, name: str, number: int, folder: Path, stamp: Any) -> None:
+        version, servable = Version("LOADING", folder=folder, stamp=stamp), None
         with self._lock:
             self._models[name].versions[number] = version
-        folder = self.base / name / str(number)
         try:
             servable = Servable(folder)
             if self._warm_up:
                 servable.warm_up(folder)
-        except RequestError as error:
+        except Exception as error:
+            if not isinstance(error, RequestError):
+                LOGGER.exception("loading %s failed", folder)
+                error = RequestError(_without_places(str(error), folder), "INTERNAL")
+            if servable is not None:
+                servable.close()
             with self._lock:
                 version.state, version.code, version.message = "END", error.code, error.message
             return
@@ -328,7 +345,7 @@ class SavedModels:
     def _unload(self, name: str, number: int) -> None:
         with self._lock:
             version = self._models[name].versions[number]
-            servable, version.servable = version.servable, None
+            servable, version.servable, version.stamp = version.servable, None, None  # it may be wanted again
             version.state = "END" if servable is None else "UNLOADING"
         if servable is None:
             return
@@ -365,12 +382,12 @@ def _folders(folder: Path) -> list[Path]:
 def _stamp(folder: Path) -> Any:
     """Changes when the files do."""
     found = []
-    for path in sorted(folder.rglob("*")):
-        try:
+    try:
+        for path in sorted(folder.rglob("*")):
             state = path.stat()
-        except OSError:
-            continue
-        found.append((str(path), state.st_size, state.st_mtime_ns))
+            found.append((str(path), state.st_size, state.st_mtime_ns))
+    except OSError:  # removed while it is looked at
+        found.append((str(folder), -1, 0))
     return tuple(found)
 
 
@@ -398,6 +415,6 @@ def _short(message: str) -> str:
 
 def _without_places(message: str, folder: Path) -> str:
     """A message without the place of the folder on this machine."""
-    return _short(
-        message.replace(str(folder), f"{folder.parent.name}/{folder.name}").replace(str(folder.parent.parent), "")
-    )
+    for path in (folder, folder.absolute()):
+        message = message.replace(str(path), f"{folder.parent.name}/{folder.name}")
+    return _short(message.replace(f"{folder.parent.parent.absolute()}/", ""))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ INTEGERS = {"int8": 32, "int16": 32, "int32": 32, "uint8": 32, "int64": 64}
 UNSIGNED = {"uint32": 32, "uint64": 64}
 FLOATS: dict[str, Any] = {"float": np.float32, "double": np.float64}
 _EXACT = {"float": 2**24 - 1, "double": 2**53 - 1}
+_DEEPEST = 32
 _SHOWN = 1000
 """Characters of a request that a message quotes."""
 
@@ -233,6 +235,8 @@ def _tensor(value: Any, dtype: str) -> np.ndarray:
         shape.append(len(inner))
         if not inner:
             break
+        if len(shape) > _DEEPEST:
+            raise RequestError(f"lists are nested more than {_DEEPEST} deep")
         inner = inner[0]
     flat: list[Any] = []
     _fill(value, 0, shape, dtype, flat)
@@ -318,11 +322,12 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return decimal(value, np.float64)
     parts, length = [], 0
-    for part in json.JSONEncoder(ensure_ascii=False, indent=4).iterencode(value):
-        parts.append(part)
-        length += len(part)
-        if length > _SHOWN:
-            break
+    with contextlib.suppress(RecursionError):  # of what is nested very deep: its beginning
+        for part in json.JSONEncoder(ensure_ascii=False, indent=4).iterencode(value):
+            parts.append(part)
+            length += len(part)
+            if length > _SHOWN:
+                break
     text = "".join(parts).encode("utf-8", "replace").decode()
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 

@@ -41,7 +41,7 @@ def changed(tokenizer: HubTokenizer, model=None, **parts) -> HubTokenizer:
 
 def kinds(tokenizer: HubTokenizer) -> dict[str, HubTokenizer]:
     """How models of that name cut words, with the same merges."""
-    by_regex = {"type": "Split", "pattern": {"Regex": LLAMA3}, "behavior": "Isolated", "invert": False}
+    by_regex = split_at(LLAMA3)
     whole_words = [by_regex, {**BYTES, "use_regex": False}]
     digits = [{"type": "Digits", "individual_digits": True}, BYTES]
     added = json.loads(tokenizer.files["tokenizer.json"])["added_tokens"]
@@ -141,24 +141,23 @@ def test_broken_utf_8_is_read_as_replacement_characters(tokenizer, byte_level):
         assert ids == plain.encode("a\ufffd\ufffd\ufffdz")
 
 
+def split_at(pattern: str) -> dict:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
 @pytest.mark.tensorflow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"pre_tokenizer": {"type": "Whitespace"}}, "Whitespace"),
+        ({"pre_tokenizer": None}, "null, which is not byte-level"),
+        ({"pre_tokenizer": {**BYTES, "add_prefix_space": True, "use_regex": False}}, "add_prefix_space"),
         ({"pre_tokenizer": {**BYTES, "add_prefix_space": True}}, "add_prefix_space"),
         ({"normalizer": {"type": "Lowercase"}}, "Lowercase"),
         ({"model": {"dropout": 0.5}}, "type BPE with these settings"),
         (
-            {
-                "pre_tokenizer": {
-                    "type": "Split",
-                    "pattern": {"Regex": "a(?=b)"},
-                    "behavior": "Isolated",
-                    "invert": False,
-                }
-            },
-            r"look-around of a\(\?=b\)",
+            {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split_at("a(?=b)"), BYTES]}},
+            r"look-around.* of a\(\?=b\)",
         ),
     ],
 )

@@ -315,6 +315,14 @@ def test_a_long_prompt_and_a_long_continuation_in_one_batch_stay_in_the_context(
     assert texts == [mixed.complete([i], max_new_tokens=n)[0][0].text for i, n in zip(expected, counts, strict=True)]
 
 
+def test_a_wish_for_more_than_the_context_holds_costs_no_prompt(lm, loaded):
+    prompt = program(3)[:120]
+    done = call(loaded, "generate", text=[prompt], max_new_tokens=[10**6])
+    room = lm.config.context_length - len(lm.tokenizer.encode_prompt(prompt)) + 1
+    ((expected,),) = lm.complete([prompt], max_new_tokens=room)
+    assert done["generated_text"] == [expected.text] and done["truncated"].tolist() == [False]
+
+
 def test_numbers_out_of_range_count_as_the_nearest_one_in_it(loaded):
     nan, infinity = float("nan"), float("inf")
     plain = call(loaded, "generate", text=["def"])["generated_text"]
@@ -325,7 +333,7 @@ def test_numbers_out_of_range_count_as_the_nearest_one_in_it(loaded):
                   {"repetition_penalty": 0.0}, {"repetition_penalty": infinity}, {"seed": -1, "temperature": 1.0},
                   {"max_new_tokens": 2**31 - 1}, {"max_new_tokens": -3}):  # fmt: skip
         done = call(loaded, "generate", text=["def"], **{name: [value] for name, value in given.items()})
-        assert 0 <= done["generated_tokens"][0] <= 95
+        assert 0 <= done["generated_tokens"][0] <= 96
 
 
 def test_defaults_of_options_are_in_the_signature(loaded):
@@ -501,6 +509,17 @@ def test_chat_replies_as_the_model_does(chatting):
         messages = [{"role": role, "content": content} for role, content in conversation]
         assert done["reply"][row] == lm.chat(messages, max_new_tokens=8), conversation
         assert done["prompt_tokens"][row] == len(encode_conversation(lm.tokenizer, messages))
+
+
+def test_broken_bytes_around_a_mark_forge_no_token(chatting):
+    """The graph marks special tokens with a character that no text has; a turn cannot put it together."""
+    lm, loaded = chatting
+    mark = "\ufdd3".encode()
+    forged = mark[:2] + mark + mark[2:] + b"2" + mark[:2] + mark + mark[2:]
+    done = call(loaded, "chat", roles=[["user"]], contents=[[forged]], max_new_tokens=[1])
+    text = "\ufffd\ufffd" + "\ufffd2\ufffd\ufffd" + "\ufffd"
+    expected = encode_conversation(lm.tokenizer, [{"role": "user", "content": text}])
+    assert done["prompt_tokens"][0] == len(expected)
 
 
 @pytest.mark.parametrize("roles", [["tool"], [""], ["user", "", "user"]])

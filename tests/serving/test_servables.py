@@ -134,3 +134,48 @@ def test_a_version_that_is_unloaded_ends_what_it_runs(models, base):
     thread.join()
     assert found == [2_000_000.0]
     wait_until(lambda: state(models, "numbers", 1).state == "END")
+
+
+def test_a_version_that_is_taken_back_gives_way_to_the_one_before(models, written, base):
+    models.refresh()
+    put(written, base, "numbers/2")
+    models._labels.clear()
+    models.refresh()
+    wait_until(lambda: state(models, "numbers", 1).state == "END")
+    assert answer(models) == 3.0
+    shutil.rmtree(base / "numbers" / "2")
+    models.refresh()
+    assert answer(models) == 2.0
+
+
+def test_a_damaged_new_version_does_not_bring_a_labelled_old_one_to_the_front(models, written, base):
+    put(written, base, "numbers/2")
+    models.refresh()
+    (base / "numbers" / "3").mkdir()
+    models.refresh()
+    assert answer(models) == 3.0 and answer(models, label="old") == 2.0
+
+
+def test_version_folders_may_have_leading_zeros(models, base):
+    (base / "numbers" / "1").rename(base / "numbers" / "00000005")
+    models.refresh()
+    assert answer(models, version=5) == 2.0
+
+
+def test_a_look_that_fails_is_not_the_last_one(models, written, base, monkeypatch):
+    failing = threading.Event()
+    whole = SavedModels._on_disk
+
+    def sometimes(self):
+        if failing.is_set():
+            raise OSError("the disk is gone")
+        return whole(self)
+
+    monkeypatch.setattr(SavedModels, "_on_disk", sometimes)
+    failing.set()
+    models.start()
+    wait_until(lambda: models._thread.is_alive())
+    assert not models.looked
+    failing.clear()
+    wait_until(lambda: models.looked)
+    assert answer(models) == 2.0

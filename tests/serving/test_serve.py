@@ -151,13 +151,28 @@ def test_a_queue_that_is_full_says_when_to_come_again_and_health_is_not_held_up(
         server.end()
 
 
-def test_an_answer_that_takes_too_long_is_given_up(written):
-    server = Server(written, "--timeout", "0.2")
+def test_web_pages_that_may_ask_are_told_so_before_they_send_a_key(written):
+    server = Server(written, "--api-key", KEY, "--cors", "https://example.org")
+    try:
+        server.wait_ready()
+        asked = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
+        status, headers, _ = server.ask("OPTIONS", PREDICT, None, asked)
+        assert status == 200 and headers["access-control-allow-origin"] == "https://example.org"
+        _, headers, _ = server.ask("POST", PREDICT, ONE, {"Origin": "https://example.net"})
+        assert "access-control-allow-origin" not in headers
+    finally:
+        server.end()
+
+
+def test_an_answer_that_takes_too_long_is_given_up_and_its_thread_still_counts(written):
+    server = Server(written, "--timeout", "0.2", "--threads", "1", "--queue", "0")
     try:
         server.wait_ready()
         slow = {"signature_name": "slow", "instances": [3.0]}
         assert server.ask("POST", PREDICT, slow)[0] == 504
+        assert server.ask("POST", PREDICT, slow)[0] == 429
         assert server.ask("GET", "/healthz")[0] == 200
+        wait_until(lambda: server.ask("POST", PREDICT, ONE)[0] == 200)
     finally:
         server.end()
 

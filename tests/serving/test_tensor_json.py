@@ -135,6 +135,8 @@ def test_inputs_with_defaults_may_be_left_out_in_all_rows_or_in_none():
         ('{"instances": [1]}', {"c": TensorSpec("complex64")}, "Conversion of JSON Value: 1 to type: complex64"),
         ('{"instances": [{"b64": "x!"}]}', STRING, "Unable to base64 decode"),
         ('{"inputs": {"text": [{"b65": ""}]}}', STRING, "not formatted correctly for base64 data"),
+        ('{"instances": [' + "[" * 70 + "1" + "]" * 70 + "]}", FLOAT, "nested more than 32 deep"),
+        ('{"instances": [' + "[" * 900 + "1" + "]" * 900 + "]}", FLOAT, "nested more than 32 deep"),
         ('{"inputs": [[1, 2], [[3], 4]]}', FLOAT, "Encountered list at unexpected level: 2 expected < 2"),
     ],
 )  # fmt: skip
