@@ -183,10 +183,9 @@ class Version:
 
 @dataclass
 class Model:
-    """A model's versions, by number, and its labels."""
+    """A model's versions, by number."""
 
     versions: dict[int, Version] = field(default_factory=dict)
-    labels: dict[str, int] = field(default_factory=dict)
 
 
 class SavedModels:
