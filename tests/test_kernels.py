@@ -148,7 +148,7 @@ def test_the_attention_of_gpus_equals_the_plain_one(key_value_heads, masked):
     """By the code that takes cuDNN's where there is a GPU, and XLA's here."""
     import jax
 
-    from gpt_keras.kernels import jax_attention
+    from gpt_keras.kernels import jax_gpu
 
     inputs = [normal(2, heads, 24, 8, seed=i) for i, heads in enumerate((4, key_value_heads, key_value_heads))]
     documents = np.cumsum(np.random.default_rng(0).random((2, 24)) < 0.2, axis=1)
@@ -159,7 +159,7 @@ def test_the_attention_of_gpus_equals_the_plain_one(key_value_heads, masked):
         value, back = jax.vjp(lambda *inputs: attention(*inputs, mask), *inputs)
         return [value, *back(upstream)]
 
-    for ours, theirs in zip(results(jax_attention.causal_attention), results(kernels.causal_attention), strict=True):
+    for ours, theirs in zip(results(jax_gpu.causal_attention), results(kernels.causal_attention), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
+from gpt_keras import kernels
 from gpt_keras.kernels import vocabulary_loss
 from gpt_keras.training.loss import NextTokenLoss
 
@@ -57,6 +58,24 @@ def test_pieces_equal_the_whole(batch, length, vocabulary, piece, smoothing, z_l
         vocabulary_loss.PIECE = kept
     for a, b in zip(ours, value_and_gradients(plain, hidden, table), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(TENSORFLOW, reason="what JAX has")
+@pytest.mark.parametrize("piece", [64, 4096])
+@pytest.mark.parametrize("vocabulary", [90, 128, 300])
+def test_a_vocabulary_filled_up_for_a_gpu_gives_the_same(vocabulary, piece, monkeypatch):
+    from gpt_keras.kernels import jax_vocabulary_loss
+
+    random = np.random.default_rng(0)
+    arrays = [random.normal(size=shape).astype(np.float32) for shape in ((2, 12, 8), (vocabulary, 8))]
+    targets, loss = random_ids((2, 12), vocabulary), NextTokenLoss(0.1, 1e-2)
+    theirs = value_and_gradients(lambda *arrays: loss.of_hidden_states(targets, *arrays), *arrays)
+    monkeypatch.setattr(kernels, "on_jax_gpu", lambda: True)
+    monkeypatch.setattr(jax_vocabulary_loss, "_GPU_PIECE", piece)
+    ours = value_and_gradients(lambda *arrays: loss.of_hidden_states(targets, *arrays), *arrays)
+    for a, b in zip(ours, theirs, strict=True):
+        assert np.shape(a) == np.shape(b)
+        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def test_smoothing_equals_kerass():

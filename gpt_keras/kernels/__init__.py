@@ -30,17 +30,17 @@ def fast_kernels() -> Iterator[None]:
     """Use this backend's faster kernels for operations traced inside the block, where it has any.
 
     The TensorFlow ones pay on a CPU for tensors whose sizes are all known (`tensorflow_training`); on JAX, GPUs have
-    an attention of their own (`jax_attention`). Elsewhere the block changes nothing.
+    a few of their own (`jax_gpu`). Elsewhere the block changes nothing.
     """
     found: dict[str, Callable[..., Any]] = {}
     if keras.backend.backend() == "tensorflow":
         from gpt_keras.kernels import tensorflow_training
 
         found = tensorflow_training.KERNELS
-    elif _on_jax_gpu():
-        from gpt_keras.kernels import jax_attention
+    elif on_jax_gpu():
+        from gpt_keras.kernels import jax_gpu
 
-        found = jax_attention.KERNELS
+        found = jax_gpu.KERNELS
     token = _faster.set(found)
     try:
         yield
@@ -48,7 +48,8 @@ def fast_kernels() -> Iterator[None]:
         _faster.reset(token)
 
 
-def _on_jax_gpu() -> bool:
+def on_jax_gpu() -> bool:
+    """Whether the backend is JAX and what it computes on is a GPU."""
     if keras.backend.backend() != "jax":
         return False
     import jax

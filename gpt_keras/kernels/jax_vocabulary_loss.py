@@ -11,9 +11,16 @@ import keras
 from jax import numpy as jnp
 from jax.sharding import PartitionSpec
 
+from gpt_keras import kernels
 from gpt_keras.kernels import vocabulary_loss
 
 Tensor = Any
+
+_GPU_ALIGNMENT = 128
+"""A GPU's matrix units take whole tiles: its products of a vocabulary of 50257 take longer than those of 50304."""
+
+_GPU_PIECE = 1 << 29
+"""Most logits at a time on a GPU, 1 GiB in bfloat16: fewer leave part of it without work."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -77,7 +84,10 @@ def _in_pieces(
     """The summed loss, and its gradient with respect to hidden states and table."""
     batch, length, width = hidden.shape
     least = vocabulary_loss.least_pieces(batch * length, weighted_first)
-    count = vocabulary_loss.num_pieces(batch, length, table.shape[0], least)
+    vocabulary, on_gpu = table.shape[0], kernels.on_jax_gpu()
+    table = jnp.pad(table, ((0, -vocabulary % _GPU_ALIGNMENT), (0, 0))) if on_gpu else table
+    most = _GPU_PIECE if on_gpu else vocabulary_loss.PIECE
+    count = vocabulary_loss.num_pieces(batch, length, table.shape[0], least, most)
 
     def pieces(x: Tensor) -> Tensor:
         return jnp.moveaxis(x.reshape(batch, count, length // count, *x.shape[2:]), 1, 0)
@@ -85,7 +95,7 @@ def _in_pieces(
     def step(carry: tuple[Tensor, Tensor], piece: tuple[Tensor, Tensor, Tensor]) -> Any:
         x, target, weight = piece
         logits = jnp.einsum("btd,vd->btv", x, table)
-        loss, slope = vocabulary_loss.loss_and_slope(logits, target, weight, label_smoothing, z_loss)
+        loss, slope = vocabulary_loss.loss_and_slope(logits, target, weight, label_smoothing, z_loss, vocabulary)
         hidden_slope = jnp.einsum("btv,vd->btd", slope, table)
         table_slope = jnp.einsum("btv,btd->vd", slope, x, preferred_element_type=jnp.float32)
         return (carry[0] + loss, carry[1] + table_slope), hidden_slope
@@ -103,7 +113,7 @@ def _in_pieces(
         every = step_or_nothing if weighted_first else step
         (total, table_slope), parts = jax.lax.scan(every, start, tuple(map(pieces, (hidden, targets, weights))))
         hidden_slope = jnp.moveaxis(parts, 0, 1).reshape(batch, length, width)
-    return total, hidden_slope, table_slope
+    return total, hidden_slope, table_slope[:vocabulary]
 
 
 def _backward(

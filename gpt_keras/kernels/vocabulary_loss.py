@@ -74,14 +74,15 @@ def least_pieces(tokens: int, weighted_first: bool) -> int:
     return min(8, max(1, tokens // _SKIPPED)) if weighted_first else 1
 
 
-def num_pieces(batch: int, length: int, vocabulary: int, least: int = 1) -> int:
-    """The smallest divisor of `length` that cuts the logits into pieces of at most `PIECE`, but no smaller than the
-    largest divisor up to `least`."""
+def num_pieces(batch: int, length: int, vocabulary: int, least: int = 1, most_logits: int | None = None) -> int:
+    """The smallest divisor of `length` that cuts the logits into pieces of at most `most_logits` (default: `PIECE`),
+    but no smaller than the largest divisor up to `least`."""
+    most_logits = most_logits or PIECE
     least = next(n for n in range(least, 0, -1) if length % n == 0)
     return next(
         n
         for n in range(least, length + 1)
-        if length % n == 0 and (batch * length * vocabulary <= n * PIECE or n == length)
+        if length % n == 0 and (batch * length * vocabulary <= n * most_logits or n == length)
     )
 
 

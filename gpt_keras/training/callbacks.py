@@ -111,10 +111,9 @@ class Pace(keras.callbacks.Callback):
         return options.learning_rate * factor
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        model = self.model
         self.score = None
-        self.learning_rate = model.optimizer.learning_rate = self.next_learning_rate
-        model.reset_metrics()  # the loss reported is this step's, not the mean since the beginning
+        self.learning_rate = self.next_learning_rate
+        self._model.prepare_step(self.learning_rate)  # `self.model` would bring JAX's values back into the variables
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         loss = float(logs["loss"])  # waits for the step

@@ -8,9 +8,11 @@ from contextvars import ContextVar
 from typing import Any
 
 import keras
+import numpy as np
 
 from gpt_keras import kernels
 from gpt_keras.training.loss import NextTokenLoss
+from gpt_keras.training.processes import processes
 
 Tensor = Any
 
@@ -36,6 +38,35 @@ class TrainedModel(keras.Model):
     num_parts = 1
     watch_gradient_norm = False
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_jax_state":  # in which Keras would look for layers, through every array, at every step
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def prepare_step(self, learning_rate: float) -> None:
+        """Before a step of `fit`: set its learning rate, and have its loss reported instead of the mean of all steps.
+
+        On JAX the trained values are not in the variables during `fit`. Keras puts them back when a callback asks for
+        the model, and takes them out again for the next step: a few milliseconds, of which a GPU's step has twenty.
+        """
+        state = getattr(self, "_jax_state", None)
+        if keras.backend.backend() != "jax" or not state or self._jax_state_synced or processes().count > 1:
+            self.optimizer.learning_rate = learning_rate
+            self.reset_metrics()
+            return
+        import jax
+
+        def replace(values: list[Any], i: int, new: Any) -> None:
+            before = values[i]  # another kind of array would have the step compiled again
+            new = np.full(before.shape, new, before.dtype)
+            values[i] = jax.device_put(new, before.sharding if before.committed else None)
+
+        values = state["optimizer_variables"]
+        replace(values, _place(self.optimizer.variables, self.optimizer._learning_rate), learning_rate)
+        for i in range(len(state["metrics_variables"])):
+            replace(state["metrics_variables"], i, 0)
+
     def make_train_function(self, force: bool = False) -> Any:
         """As Keras's own. The optimizer makes its state before the first step, which TensorFlow would otherwise trace
         twice: once to make it, once to use it."""
@@ -58,8 +89,7 @@ class TrainedModel(keras.Model):
             if not jax:
                 return {**result, "gradient_norm": norm.value}
             logs, state = result
-            place = next(i for i, variable in enumerate(self.optimizer.variables) if variable is norm)
-            return {**logs, "gradient_norm": state[2][place]}, state
+            return {**logs, "gradient_norm": state[2][_place(self.optimizer.variables, norm)]}, state
 
     def test_step(self, *args: Any, **kwargs: Any) -> Any:
         """As `train_step`."""
@@ -153,6 +183,10 @@ class TrainedModel(keras.Model):
         if rows is None or rows % self.num_parts:
             raise ValueError(f"a batch of {rows} rows cannot be cut into {self.num_parts} equal parts")
         return keras.ops.swapaxes(keras.ops.reshape(x, (rows // self.num_parts, self.num_parts, *x.shape[1:])), 0, 1)
+
+
+def _place(variables: list[Any], wanted: Any) -> int:
+    return next(i for i, variable in enumerate(variables) if variable is wanted)
 
 
 def _shares(weights: Tensor | None, parts: Tensor | None, count: int) -> Callable[[Tensor], Tensor]:

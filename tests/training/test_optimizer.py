@@ -119,3 +119,39 @@ def test_averages_follow_the_weights_and_can_be_looked_at(config):
             np.testing.assert_allclose(np.array(variable), value, atol=1e-6)
     for variable, value in zip(model.trainable_variables, now, strict=True):
         np.testing.assert_array_equal(np.array(variable), value)
+
+
+def test_rates_and_losses_of_a_fit_are_its_steps_own(config):
+    """Against steps one by one; the step is compiled once, also where JAX holds the state."""
+    rates, batches = [1e-2, 1e-3, 0.0, 2e-3], [random_ids((8, 33), 512, seed=i) for i in range(4)]
+
+    def model_and_losses(steps):
+        model, losses = build(config), []
+        model.compile(AdamW(1.0, global_clipnorm=1.0), NextTokenLoss())
+        steps(model, losses)
+        return model, losses
+
+    class Rates(keras.callbacks.Callback):
+        losses = None
+
+        def on_train_batch_begin(self, batch, logs=None):
+            self._model.prepare_step(rates[batch])
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.losses.append(float(logs["loss"]))
+
+    def in_fit(model, losses):
+        rates = Rates()
+        rates.losses = losses
+        data = ((batch[:, :-1], batch[:, 1:]) for batch in batches)
+        model.fit(data, steps_per_epoch=4, epochs=1, verbose=0, callbacks=[rates])
+
+    def one_by_one(model, losses):
+        for rate, batch in zip(rates, batches, strict=True):
+            model.optimizer.learning_rate = rate
+            model.reset_metrics()
+            losses.append(float(np.ravel(model.train_on_batch(batch[:, :-1], batch[:, 1:]))[0]))
+
+    (ours, our_losses), (theirs, their_losses) = model_and_losses(in_fit), model_and_losses(one_by_one)
+    np.testing.assert_allclose(our_losses, their_losses, rtol=1e-5)
+    assert_same_weights(ours, theirs, atol=1e-4)  # Adam makes much of the rounding of small gradients

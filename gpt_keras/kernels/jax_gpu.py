@@ -1,7 +1,4 @@
-"""`kernels.causal_attention` on JAX's GPUs: Keras's own, which is cuDNN's flash attention where the GPU has it.
-
-Source: Dao et al. 2022, https://arxiv.org/abs/2205.14135.
-"""
+"""What a GPU does faster than the reference, on JAX; XLA fuses the rest of a block by itself."""
 
 from __future__ import annotations
 
@@ -22,7 +19,11 @@ def causal_attention(
     dropout_rate: float = 0.0,
     dropout_seed: Tensor | None = None,
 ) -> Tensor:
-    """As the reference, which is what runs where probabilities are dropped."""
+    """As the reference, which is what runs where probabilities are dropped; else Keras's own attention, which takes
+    cuDNN's flash attention where the GPU has it.
+
+    Source: Dao et al. 2022, https://arxiv.org/abs/2205.14135.
+    """
     if dropout_seed is not None:
         reference = kernels.causal_attention.__wrapped__  # type: ignore[attr-defined]
         return reference(query, key, value, mask, dropout_rate, dropout_seed)
