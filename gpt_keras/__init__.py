@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Completion": "gpt_keras.generation",
+    "Completion": "gpt_keras.continuation",
     "GPT": "gpt_keras.model",
     "GPTConfig": "gpt_keras.config",
     "PRESETS": "gpt_keras.config",
@@ -34,9 +34,9 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from gpt_keras.attention_maps import draw_attention as draw_attention
     from gpt_keras.config import PRESETS as PRESETS
     from gpt_keras.config import GPTConfig as GPTConfig
+    from gpt_keras.continuation import Completion as Completion
     from gpt_keras.data.errors import InputError as InputError
     from gpt_keras.data.tokenizer import Tokenizer as Tokenizer
-    from gpt_keras.generation import Completion as Completion
     from gpt_keras.language_model import LanguageModel as LanguageModel
     from gpt_keras.language_model import load as load
     from gpt_keras.model import GPT as GPT

@@ -17,7 +17,8 @@ import numpy as np
 from gpt_keras import token_rules
 
 if TYPE_CHECKING:
-    from gpt_keras.generation import Completion, Generator
+    from gpt_keras.continuation import Completion
+    from gpt_keras.generation import Generator
     from gpt_keras.sampling_options import SamplingOptions
 
 
@@ -82,7 +83,7 @@ class _Search:
 
 def search(generator: Generator, prompts: Sequence[Sequence[int]], options: SamplingOptions) -> list[list[Completion]]:
     """The `options.num_sequences` best of `options.num_beams` continuations of each prompt, best first."""
-    from gpt_keras.generation import Completion
+    from gpt_keras.continuation import Completion
 
     searches = []
     for row, prompt in enumerate(prompts):

@@ -69,11 +69,18 @@ class Decoder:
             token_ids[row, : len(prompt)] = prompt
         lengths = np.concatenate([lengths, np.ones(batch - len(prompts), np.int32)])
         positions = np.tile(np.arange(width, dtype=np.int32), (batch, 1))
-        with self.model.computing_in(self._dtype):
-            held = hold(self.model.make_cache(batch, slots))
-        (logits, best), cache = self.step(token_ids, positions, lengths - 1, held)
-        self._following = False
+        (logits, best), cache = self.step(token_ids, positions, lengths - 1, self.make_cache(batch, slots))
+        self.weights_may_have_changed()
         return Rows(self, logits, best, cache, lengths, len(prompts))
+
+    def make_cache(self, batch: int, slots: int) -> Any:
+        """An empty cache, in the form that `step` takes."""
+        with self.model.computing_in(self._dtype):
+            return hold(self.model.make_cache(batch, slots))
+
+    def weights_may_have_changed(self) -> None:
+        """Have the next step of one token look whether its copies of the model's weights are still right."""
+        self._following = False
 
     def step(
         self, token_ids: np.ndarray, positions: np.ndarray, select: np.ndarray, cache: Any

@@ -3,14 +3,14 @@
 Decoder (decoding)   logits of every row, the cache behind them
 sampling             logits to a token, compiled
 constraints          which tokens a row may take next, on the host
-this module          options, the loop, what ends a row, text in parts
+continuation         one row: its text in parts, what ends it
+this module          the loop
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -19,70 +19,12 @@ from keras import ops
 
 from gpt_keras import sampling, structured, token_rules
 from gpt_keras.compilation import compile_function
+from gpt_keras.continuation import Completion, Continuation, StoppingStream
 from gpt_keras.data.errors import InputError
-from gpt_keras.data.tokenizer import TextStream, Tokenizer
+from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.decoding import Decoder, Rows, bucket
 from gpt_keras.model import GPT
 from gpt_keras.sampling_options import DEFAULT_NEW_TOKENS, SamplingOptions
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One continuation of a prompt.
-
-    Attributes:
-        text: Without the prompt, the end token and the stop string.
-        token_ids: Its tokens, without the end token.
-        finish_reason: `stop` (an end token or a stop string) or `length` (the most tokens, or the context is full).
-        log_probabilities: Of each token, in nats, where asked for.
-        score: Of beam search: the sum of log-probabilities over length ** length_penalty.
-    """
-
-    text: str
-    token_ids: list[int]
-    finish_reason: str
-    log_probabilities: list[float] | None = None
-    score: float | None = None
-
-
-@dataclass
-class Continuation:
-    """A row in progress.
-
-    Attributes:
-        prompt: Its token ids.
-        key: What its random numbers depend on: seed, prompt, and how many times the prompt came before.
-        limit: Most new tokens.
-        tokens: New token ids so far.
-        text: What is certain of their text.
-        delta: What the last step added to the text.
-        finish_reason: `None` while it goes on.
-    """
-
-    prompt: list[int]
-    key: tuple[int, int, int]
-    limit: int
-    rule: token_rules.TokenRule | None
-    stream: _StoppingStream | None
-    tokens: list[int] = field(default_factory=list)
-    log_probabilities: list[float] = field(default_factory=list)
-    text: str = ""
-    delta: str = ""
-    finish_reason: str | None = None
-
-    def accept(self, token: int, end_ids: frozenset[int]) -> None:
-        """Take the next token."""
-        ends = token in end_ids
-        if not ends:
-            self.tokens.append(token)
-        self.delta = self.stream.push(token) if self.stream and not ends else ""
-        if ends or (self.stream and self.stream.stopped):
-            self.finish_reason = "stop"
-        elif len(self.tokens) >= self.limit:
-            self.finish_reason = "length"
-        if self.finish_reason and self.stream:
-            self.delta += self.stream.flush()
-        self.text += self.delta
 
 
 class Generator:
@@ -231,14 +173,28 @@ class Generator:
         sequences: list[Continuation] = []
         for row, prompt in enumerate(prompts):
             ids = [int(i) for i in prompt]
-            limit = self.limit(row, ids, options)
             for _ in range(options.num_sequences):
                 number = before[tuple(ids)]
                 before[tuple(ids)] += 1
-                key = (options.seed, sampling.prompt_hash(ids), number)
-                stream = _StoppingStream(self.tokenizer, options.stop) if self.tokenizer else None
-                sequences.append(Continuation(ids, key, limit, self.rule(options, limit), stream))
+                sequences.append(self.begin(ids, options, number, row))
         return sequences
+
+    def begin(self, prompt: list[int], options: SamplingOptions, number: int = 0, row: int = 0) -> Continuation:
+        """A row before its first step.
+
+        Args:
+            prompt: Its token ids.
+            options: What is asked for; how many sequences is the caller's business.
+            number: How many times the prompt came before.
+            row: What the prompt is called in a message.
+
+        Raises:
+            InputError: It does not fit, or the form that is asked for cannot be kept.
+        """
+        limit = self.limit(row, prompt, options)
+        stream = StoppingStream(self.tokenizer, options.stop) if self.tokenizer else None
+        key = (options.seed, sampling.prompt_hash(prompt), number)
+        return Continuation(prompt, options, key, limit, self.rule(options, limit), stream)
 
     def rule(self, options: SamplingOptions, limit: int) -> token_rules.TokenRule | None:
         """What restricts the tokens of one row of up to `limit` new ones, `None` where nothing does.
@@ -377,33 +333,3 @@ class Generator:
 
             self._choosers[name] = compile_function(choose)
         return self._choosers[name]
-
-
-class _StoppingStream:
-    """Text of tokens as they come, up to the first stop string, which may begin in one token and end in another."""
-
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
-        self._stream, self._stop = TextStream(tokenizer), tuple(stop)
-        self._held = ""
-        self.stopped = False
-
-    def push(self, token: int) -> str:
-        return self._emit(self._stream.push(token), final=False)
-
-    def flush(self) -> str:
-        return "" if self.stopped else self._emit(self._stream.flush(), final=True)
-
-    def _emit(self, text: str, final: bool) -> str:
-        text = self._held + text
-        found = [place for place in (text.find(stop) for stop in self._stop) if place >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
-        held = 0 if final else max((_overlap(text, stop) for stop in self._stop), default=0)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held]
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that `stop` begins with."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)

@@ -13,11 +13,12 @@ import numpy as np
 
 from gpt_keras import kernels
 from gpt_keras.config import GPTConfig
+from gpt_keras.continuation import Completion
 from gpt_keras.data.conversations import Message, encode_conversation, turn_ends
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.folder import load_folder, save_folder
-from gpt_keras.generation import Completion, Generator
+from gpt_keras.generation import Generator
 from gpt_keras.lora import Adapter, AdapterSwitch, is_adapter, read_adapter_config
 from gpt_keras.model import GPT
 from gpt_keras.sampling_options import SamplingOptions

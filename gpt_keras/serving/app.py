@@ -15,10 +15,11 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gpt_keras import __version__
 from gpt_keras.serving import tensor_json
+from gpt_keras.serving.metrics import Metrics
 from gpt_keras.serving.servables import SavedModels
 from gpt_keras.serving.tf_serving_api import TFServingAPI
 
@@ -45,24 +46,6 @@ class Limits:
     seconds: float = 120.0
     threads: int = 8
     queue: int = 64
-
-
-class Metrics:
-    """What /metrics shows."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        names = ("method", "endpoint", "status")
-        self.requests = Counter("gpt_keras_requests", "Requests answered.", names, registry=self.registry)
-        self.seconds = Histogram(
-            "gpt_keras_request_seconds",
-            "From a request's first byte to its answer.",
-            ("endpoint",),
-            registry=self.registry,
-            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
-        )
-        self.waiting = Gauge("gpt_keras_requests_waiting", "Requests waiting for a thread.", registry=self.registry)
-        self.running = Gauge("gpt_keras_requests_running", "Requests being answered.", registry=self.registry)
 
 
 class LimitError(Exception):
