@@ -19,11 +19,25 @@ from gpt_keras.decoding import Decoder
 Tensor = Any
 
 PIECE = 256
-"""Tokens of a prompt that go through the model at a time."""
-TOGETHER = 4
-"""Prompts that do."""
-SMALLEST_PIECE = 32
-SMALLEST_LENGTH = 256
+"""Tokens of prompts that go through the model at a time: a long prompt's piece, or several short prompts."""
+SMALLEST_WIDTH = 16
+SMALLEST_LENGTH = 128
+
+
+def groups(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Which prompts, by their places among these, go through the model together; the shortest come first."""
+    found: list[list[int]] = []
+    for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
+        width = _power(len(prompts[i]), SMALLEST_WIDTH)
+        if found and _batch_size(len(found[-1]) + 1) * width <= PIECE:
+            found[-1].append(i)
+        else:
+            found.append([i])
+    return found
+
+
+def _batch_size(rows: int) -> int:
+    return 1 if rows == 1 else 4 if rows <= 4 else 16 * -(-rows // 16)
 
 
 class Prefill:
@@ -31,7 +45,7 @@ class Prefill:
 
     Args:
         decoder: Of the model.
-        prompts: Token ids; several of them only if none is longer than `PIECE`, and at most `TOGETHER`.
+        prompts: Token ids, of one prompt or of some that `groups` has put together.
 
     Attributes:
         logits: [batch, vocabulary_size], those of the last tokens, when it is done.
@@ -42,12 +56,22 @@ class Prefill:
     def __init__(self, decoder: Decoder, prompts: Sequence[Sequence[int]]) -> None:
         self._decoder, self._prompts = decoder, prompts
         self._longest = max(map(len, prompts))
-        self.batch_size = 1 if len(prompts) == 1 else TOGETHER
-        self._slots = min(_power(self._longest, SMALLEST_PIECE), decoder.model.config.context_length)
+        self.batch_size = _batch_size(len(prompts))
+        self._slots = min(_power(self._longest, SMALLEST_WIDTH), decoder.model.config.context_length)
         self._done = 0
         self.cache: Any = None
         self.logits: Tensor = None
         self.best: Tensor = None
+
+    @staticmethod
+    def sizes(context: int) -> list[tuple[int, int]]:
+        """Rows and widths of the usual ones."""
+        return [
+            (rows, width)
+            for width in (16, 32, 64, 128, 256)
+            for rows in (1, 4, 16)
+            if rows * width <= PIECE and width <= context
+        ]
 
     @property
     def done(self) -> bool:
@@ -58,7 +82,7 @@ class Prefill:
         if self.cache is None:
             self.cache = self._decoder.make_cache(self.batch_size, self._slots)
         start = self._done
-        width = min(_power(min(self._longest - start, PIECE), SMALLEST_PIECE), self._slots - start)
+        width = min(_power(min(self._longest - start, PIECE), SMALLEST_WIDTH), self._slots - start)
         token_ids = np.zeros((self.batch_size, width), np.int32)
         last = np.zeros(self.batch_size, np.int32)
         for row, prompt in enumerate(self._prompts):

@@ -25,12 +25,14 @@ from gpt_keras.continuation import Continuation
 from gpt_keras.decoding import bucket
 from gpt_keras.generation import Generator
 from gpt_keras.serving.metrics import EngineMetrics, Metrics
-from gpt_keras.slots import PIECE, TOGETHER, Prefill, Slots
+from gpt_keras.slots import Prefill, Slots, groups
 
 LOGGER = logging.getLogger("gpt_keras.serving")
 
 MOST_ALTERNATIVES = 20
-_STEPS_BEFORE_SHRINKING = 32
+_STEPS_BEFORE_SHRINKING = 8
+_SOON = 64
+"""So many tokens more than a row has should fit its slot."""
 _CUTS = {"top_k": (np.int32, 0), "top_p": (np.float32, 1.0), "min_p": (np.float32, 0.0)}
 _PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
@@ -159,11 +161,9 @@ class Engine:
         while count < self.most_running:
             count = min(4 * count, self.most_running)
             counts.append(count)
-        context = self.generator.model.config.context_length
-        for number in (1, TOGETHER):
-            for width in (width for width in (32, 64, 128, 256) if width <= context):
-                prefill = Prefill(self.generator.decoder, [[0] * width] * number)
-                prefill.step()
+        for rows, width in Prefill.sizes(self.generator.model.config.context_length):
+            prefill = Prefill(self.generator.decoder, [[0] * width] * rows)
+            prefill.step()
         for count in counts:
             self._slots.resize([], *self._slots.size_for(count, 1))
             self._slots.insert(prefill.cache, 0, 0, 1)
@@ -223,15 +223,12 @@ class Engine:
             self._advance()
 
     def _begin(self, arrived: list[Job]) -> None:
-        """Prompts of one piece go through the model together, longer ones alone."""
-        short = sorted(
-            (job for job in arrived if len(job.sequence.prompt) <= PIECE), key=lambda j: len(j.sequence.prompt)
-        )
-        groups = [short[i : i + TOGETHER] for i in range(0, len(short), TOGETHER)]
-        groups += [[job] for job in arrived if len(job.sequence.prompt) > PIECE]
-        for jobs in groups:
-            self._metrics.prompt_tokens.inc(sum(len(job.sequence.prompt) for job in jobs))
-            self._prefills.append((Prefill(self.generator.decoder, [job.sequence.prompt for job in jobs]), jobs))
+        """Prompts that are short go through the model together, long ones alone and a piece at a time."""
+        prompts = [job.sequence.prompt for job in arrived]
+        self._metrics.prompt_tokens.inc(sum(map(len, prompts)))
+        for group in groups(prompts):
+            prefill = Prefill(self.generator.decoder, [prompts[i] for i in group])
+            self._prefills.append((prefill, [arrived[i] for i in group]))
 
     def _join(self, prefill: Prefill, jobs: list[Job]) -> None:
         """The first tokens of prompts that are through, and a slot for each that goes on."""
@@ -252,6 +249,7 @@ class Engine:
     def _advance(self) -> None:
         """All rows one token further."""
         self._shrink()
+        self._make_room()
         tokens = np.zeros(self._slots.count, np.int32)
         for slot, job in self._rows.items():
             tokens[slot] = job.sequence.tokens[-1]
@@ -284,13 +282,20 @@ class Engine:
 
     def _wanted_size(self, more: Sequence[Job] = ()) -> tuple[int, int]:
         jobs = [*self._rows.values(), *more]
-        longest = max((len(job.sequence.prompt) + job.sequence.limit for job in jobs), default=1)
-        return self._slots.size_for(len(jobs), longest)
+        longest = 1
+        for sequence in (job.sequence for job in jobs):
+            longest = max(longest, len(sequence.prompt) + min(sequence.limit, len(sequence.tokens) + _SOON))
+        return self._slots.size_for(len(jobs) + sum(len(others) for _, others in self._prefills), longest)
 
-    def _make_room(self, more: Sequence[Job]) -> None:
+    def _make_room(self, more: Sequence[Job] = ()) -> None:
+        """Slots for these besides those that run, and for the tokens of the next step."""
         count, length = self._wanted_size(more)
-        if count > self._slots.count or length > self._slots.length:
-            self._resize(max(count, self._slots.count), max(length, self._slots.length))
+        if self._rows:
+            full = any(self._slots.lengths[slot] >= self._slots.length for slot in self._rows)
+            count = max(count, self._slots.count)
+            length = max(length, self._slots.length) if more or full else self._slots.length
+        if (count, length) != (self._slots.count, self._slots.length):
+            self._resize(count, length)
 
     def _shrink(self) -> None:
         """Fewer or shorter slots, once they have been enough for a while: it takes as long as a step or two."""
@@ -298,7 +303,7 @@ class Engine:
         smaller = count < self._slots.count or length < self._slots.length
         self._too_large = self._too_large + 1 if smaller else 0
         if self._too_large > _STEPS_BEFORE_SHRINKING:
-            self._resize(count, length)
+            self._resize(count, min(length, self._slots.length))
 
     def _resize(self, count: int, length: int) -> None:
         self._too_large = 0
