@@ -76,7 +76,7 @@ class LanguageModel:
         self._adapters.use(None if path is None else Adapter.load(path, self.config))
 
     @cached_property
-    def _chat_generator(self) -> Generator:
+    def chat_generator(self) -> Generator:
         """The same, where the end of a turn ends the text too."""
         tokenizer = self.text_tokenizer
         ends = tokenizer.end_ids | turn_ends(tokenizer)
@@ -130,11 +130,11 @@ class LanguageModel:
             InputError: The model has no chat template, or the conversation does not fit it or the context.
         """
         ids = self._conversation(messages)
-        return self._chat_generator.complete([ids], SamplingOptions(**options))[0][0].text
+        return self.chat_generator.complete([ids], SamplingOptions(**options))[0][0].text
 
     def stream_chat(self, messages: Sequence[Message], **options: Any) -> Iterator[str]:
         """As `chat`, in parts as they are made."""
-        return self._chat_generator.stream_tokens(self._conversation(messages), SamplingOptions(**options))
+        return self.chat_generator.stream_tokens(self._conversation(messages), SamplingOptions(**options))
 
     def _conversation(self, messages: Sequence[Message]) -> list[int]:
         return encode_conversation(self.text_tokenizer, messages)

@@ -2,17 +2,21 @@
 
     python -m gpt_keras.serve saved_models
     curl -d '{"instances": ["Once upon a time"]}' localhost:8501/v1/models/default:predict
+    python -m gpt_keras.serve --model chat=runs/chat/model
 
 Every SavedModel in the folder, `saved_models/NAME/VERSION`, answers TF Serving's REST API; new versions are picked up
-while it runs. /healthz, /readyz and /metrics are for whoever looks after it. Ctrl-C lets requests that run end first.
+while it runs. Every `--model` answers OpenAI's API, many requests in one batch, and is talked to on the page at /.
+/healthz, /readyz and /metrics are for whoever looks after it. Ctrl-C lets requests that run end first.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -30,34 +34,40 @@ class ServeOptions:
 
     Args:
         saved_models: The folder of SavedModels, as NAME/VERSION.
+        model: Model folders (or .gguf files, hf:ORG/NAME, smollm2) for OpenAI's API and the page, as NAME=MODEL_FOLDER.
         host: The address to listen on; 0.0.0.0 is every network that the machine is in.
         port: The port; 0 takes a free one.
         label: Names for versions, as MODEL:LABEL=VERSION.
         all_versions: Keep every version of a model, and not the newest and labelled ones alone.
         poll_seconds: Between two looks for new versions.
-        warm_up: Run a version's own warm-up requests before it answers others; without that it is there sooner, and the
-            first request to each signature waits.
+        skip_warm_up: Do not compile what a model needs before it answers (a SavedModel's own warm-up requests say what
+            that is): it is there sooner, and the first requests wait.
         api_key: What clients have to send as "Authorization: Bearer KEY"; better put into the environment's
             GPT_KERAS_API_KEY, where no list of processes shows it.
         timeout: Seconds that a request may take.
-        threads: Requests that are answered at a time.
+        threads: Requests to SavedModels that are answered at a time.
+        slots: Texts that a model of --model writes at a time.
         queue: Requests that may wait for that; more are answered with 429.
+        max_new_tokens: Most tokens of a text that a model of --model writes.
         max_body_mb: Most megabytes of a request.
         cors: Origins of web pages that may ask, https://example.org say.
         log_level: info says a line of JSON for every request, without what it asks.
     """
 
     saved_models: Path = Path("saved_models")
+    model: list[str] = field(default_factory=list)
     host: str = "127.0.0.1"
     port: int = 8501
     label: list[str] = field(default_factory=list)
     all_versions: bool = False
     poll_seconds: float = 1.0
-    warm_up: bool = True
+    skip_warm_up: bool = False
     api_key: str | None = None
     timeout: float = 120.0
     threads: int = 8
+    slots: int = 16
     queue: int = 64
+    max_new_tokens: int = 4096
     max_body_mb: float = 16.0
     cors: list[str] = field(default_factory=list)
     log_level: Literal["info", "warning", "error"] = "info"
@@ -68,6 +78,8 @@ class ServeOptions:
             "--poll-seconds must be above 0": 0 < self.poll_seconds < float("inf"),
             "--timeout must be above 0": 0 < self.timeout < 1e6,
             "--threads must be at least 1": self.threads >= 1,
+            "--slots must be at least 1": self.slots >= 1,
+            "--max-new-tokens must be at least 1": self.max_new_tokens >= 1,
             "--queue must be at least 0": self.queue >= 0,
             "--max-body-mb must be above 0": 0 < self.max_body_mb < 1e6,
         }
@@ -77,10 +89,10 @@ class ServeOptions:
 
 
 def main(options: ServeOptions) -> None:
-    if not options.saved_models.is_dir():
+    if not options.saved_models.is_dir() and not options.model:
         raise InputError(
             f"{options.saved_models}: no such folder; export a model there first: python -m gpt_keras.export MODEL "
-            f"--output {options.saved_models}/NAME"
+            f"--output {options.saved_models}/NAME, or serve a model folder: --model NAME=MODEL"
         )
     try:
         import fastapi  # noqa: F401
@@ -91,21 +103,40 @@ def main(options: ServeOptions) -> None:
     from gpt_keras.serving.servables import SavedModels, parse_labels
 
     labels = parse_labels(options.label)
+    folders = parse_models(options.model)
     start_backend(choose_backend("tensorflow"))
+    from gpt_keras.language_model import load
     from gpt_keras.serving.app import Limits, make_app
+    from gpt_keras.serving.engine import Engine
+    from gpt_keras.serving.metrics import Metrics
+    from gpt_keras.serving.openai_api import ServedModel
 
     logging.basicConfig(level=options.log_level.upper(), format="%(message)s", stream=sys.stderr)
-    models = SavedModels(options.saved_models, labels, options.all_versions, options.poll_seconds, options.warm_up)
-    limits = Limits(
-        int(options.max_body_mb * 2**20), seconds=options.timeout, threads=options.threads, queue=options.queue
+    metrics, text_models = Metrics(), {}
+    for name, folder in folders.items():
+        language_model = load(folder, dtype="float32")
+        language_model.text_tokenizer  # noqa: B018  which it must have
+        generator = language_model.generator
+        engine = Engine(generator, options.slots, options.queue, metrics.of_model(name))
+        text_models[name] = ServedModel(name, language_model, engine)
+    models = SavedModels(
+        options.saved_models, labels, options.all_versions, options.poll_seconds, not options.skip_warm_up
     )
-    app = make_app(models, limits, options.api_key or os.environ.get(KEY) or None, options.cors)
+    limits = Limits(
+        int(options.max_body_mb * 2**20),
+        seconds=options.timeout,
+        threads=options.threads,
+        queue=options.queue,
+        new_tokens=options.max_new_tokens,
+    )
+    key = options.api_key or os.environ.get(KEY) or None
+    app = make_app(models, text_models, metrics, limits, key, options.cors)
     config = uvicorn.Config(
         app,
         host=options.host,
         port=options.port,
         http="h11",  # which bounds what may come before a body
-        limit_concurrency=options.threads + options.queue + 256,
+        limit_concurrency=options.threads + options.slots + options.queue + 256,
         access_log=False,
         log_level="warning",
         timeout_keep_alive=30,
@@ -114,8 +145,28 @@ def main(options: ServeOptions) -> None:
     )
     with _listening(options.host, options.port) as listening:
         host, port = listening.getsockname()[:2]
-        print(f"serving {options.saved_models} on http://{host}:{port}; Ctrl-C ends it", flush=True)
+        for text_model in text_models.values():
+            text_model.engine.start(warm_up=not options.skip_warm_up)
+        served = [str(options.saved_models)] * options.saved_models.is_dir() + list(text_models)
+        print(f"serving {', '.join(served)} on http://{host}:{port}; Ctrl-C ends it", flush=True)
         uvicorn.Server(config).run([listening])
+
+
+def parse_models(given: Sequence[str]) -> dict[str, str]:
+    """Model folders by name, of NAME=MODEL_FOLDER.
+
+    Raises:
+        InputError: One is written otherwise, or a name comes twice.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, folder = text.partition("=")
+        if not equals or not folder or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+            raise InputError(f"--model {text}: not of the form NAME=MODEL_FOLDER")
+        if name in found:
+            raise InputError(f"--model {text}: there are two models {name}")
+        found[name] = folder
+    return found
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -11,21 +11,26 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gpt_keras import __version__
 from gpt_keras.serving import tensor_json
 from gpt_keras.serving.metrics import Metrics
+from gpt_keras.serving.openai_api import APIError, OpenAIAPI, ServedModel
+from gpt_keras.serving.openai_schema import ChatRequest, CompletionRequest
 from gpt_keras.serving.servables import SavedModels
 from gpt_keras.serving.tf_serving_api import TFServingAPI
 
+chat_page = files("gpt_keras.serving") / "chat.html"
 LOGGER = logging.getLogger("gpt_keras.serving")
-_OPEN = ("/healthz", "/readyz")
-"""Answered without a key: who asks is a machine that looks whether this one lives."""
+_OPEN = ("/healthz", "/readyz", "/")
+"""Answered without a key: who asks is a machine that looks whether this one lives, or a page that will ask for one."""
 _METHODS = ("GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "HEAD")
 
 
@@ -39,6 +44,7 @@ class Limits:
         seconds: For its answer.
         threads: Requests that are answered at a time.
         queue: Requests that wait for a thread; more are told to come again.
+        new_tokens: Of a text that an engine writes.
     """
 
     body_bytes: int = 16 << 20
@@ -46,6 +52,7 @@ class Limits:
     seconds: float = 120.0
     threads: int = 8
     queue: int = 64
+    new_tokens: int = 4096
 
 
 class LimitError(Exception):
@@ -134,16 +141,15 @@ class Watch:
         endpoint = _endpoint(scope["path"])
         try:
             if self._key is not None and endpoint not in _OPEN and not _has_key(Request(scope), self._key):
-                refusal = _json(401, tensor_json.error("this server asks for a key: Authorization: Bearer KEY"))
-                refusal.headers["WWW-Authenticate"] = "Bearer"
-                await refusal(scope, receive, watched)
+                error = APIError(401, "this server asks for a key: Authorization: Bearer KEY", "invalid_api_key")
+                await _refusal(endpoint, error)(scope, receive, watched)
             else:
                 await self._app(scope, receive, watched)
         except Exception:
             LOGGER.exception("a request failed")
             if not status:
-                failure = _json(500, tensor_json.error("the server failed on this request; its log says how"))
-                await failure(scope, receive, watched)
+                error = APIError(500, "the server failed on this request; its log says how")
+                await _refusal(endpoint, error)(scope, receive, watched)
         finally:
             seconds = time.perf_counter() - started
             method = scope["method"] if scope["method"] in _METHODS else "other"
@@ -156,6 +162,8 @@ class Watch:
 
 def make_app(
     models: SavedModels,
+    text_models: dict[str, ServedModel],
+    metrics: Metrics,
     limits: Limits = Limits(),
     api_key: str | None = None,
     cors_origins: list[str] | None = None,
@@ -164,18 +172,22 @@ def make_app(
 
     Args:
         models: SavedModels, by TF Serving's REST API.
+        text_models: Model folders, by OpenAI's API.
+        metrics: Shown at /metrics; the engines' are there too.
         limits: On requests.
         api_key: Asked for as `Authorization: Bearer KEY`, unless `None`.
         cors_origins: Web pages from these origins may ask, too.
     """
-    metrics = Metrics()
     workers = Workers(limits, metrics)
+    openai = OpenAIAPI(text_models, limits.seconds, limits.new_tokens)
     tf_serving = TFServingAPI(models)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         models.start()
         yield
+        for model in text_models.values():
+            await asyncio.to_thread(model.engine.close)
         workers.close()
         models.close()
 
@@ -187,11 +199,16 @@ def make_app(
         )
 
     @app.exception_handler(LimitError)
-    async def refuse(_: Request, error: LimitError) -> Response:
-        response = _json(error.status, tensor_json.error(error.message))
-        if error.retry_after is not None:
-            response.headers["Retry-After"] = str(error.retry_after)
-        return response
+    async def refuse(request: Request, error: LimitError) -> Response:
+        return _refusal(_endpoint(request.url.path), APIError(error.status, error.message))
+
+    @app.exception_handler(APIError)
+    async def refuse_as_openai(_: Request, error: APIError) -> Response:
+        return error.response
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return HTMLResponse(chat_page.read_text("utf-8"), headers=_PAGE_HEADERS)
 
     @app.get("/healthz", summary="Whether the server lives")
     async def healthz() -> Response:
@@ -199,9 +216,9 @@ def make_app(
 
     @app.get("/readyz", summary="Whether models are loaded", responses={503: {"description": "Not yet"}})
     async def readyz() -> Response:
-        if not models.looked:
+        if not models.looked or not all(model.engine.ready.is_set() for model in text_models.values()):
             return Response("loading\n", 503, media_type="text/plain")
-        names = models.names()
+        names = [*models.names(), *text_models]
         return Response(
             f"{len(names)} models\n" if names else "no model\n", 200 if names else 503, media_type="text/plain"
         )
@@ -210,12 +227,29 @@ def make_app(
     async def figures() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
+    @app.post("/v1/chat/completions", summary="OpenAI: a conversation's next turn", **_openai_body(ChatRequest))
+    async def chat(request: Request) -> Response:
+        return await openai.chat(request, await _body(request, limits))
+
+    @app.post("/v1/completions", summary="OpenAI: continue texts", **_openai_body(CompletionRequest))
+    async def complete(request: Request) -> Response:
+        return await openai.complete(request, await _body(request, limits))
+
     async def answer(request: Request) -> Response:
+        if request.method == "GET" and text_models and (found := _openai_models(request.url.path)) is not None:
+            return found
         body = await _body(request, limits)
         raw = request.scope.get("raw_path") or request.url.path.encode()
         path = raw.split(b"?")[0].decode("ascii", "backslashreplace")
         status, content = await workers.run(lambda: tf_serving.answer(request.method, path, body))
         return _json(status, content)
+
+    def _openai_models(path: str) -> Response | None:
+        """The list of models that OpenAI's API runs, or one of them; other paths are TF Serving's."""
+        name = path.removeprefix("/v1/models").removeprefix("/")
+        if path == "/v1/models":
+            return JSONResponse(openai.list_models())
+        return JSONResponse(text_models[name].description) if name in text_models else None
 
     for method, path, summary in _TF_SERVING:
         extra = _PREDICT if path.endswith(":predict") else _EXAMPLES if method == "POST" else None
@@ -224,7 +258,16 @@ def make_app(
     return app
 
 
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+_OPENAI = ("/v1/chat/completions", "/v1/completions")
 _TF_SERVING = [
+    ("GET", "/v1/models", "OpenAI: the models, where any are served by it"),
     *(
         ("POST", f"/v1/models/{{model}}{which}:{method}", f"TF Serving: {method}")
         for which in ("", "/versions/{version}", "/labels/{label}")
@@ -245,6 +288,25 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     429: {"description": "Too many requests; Retry-After says when to come again"},
     504: {"description": "It took too long"},
 }
+
+
+def _refusal(endpoint: str, error: APIError) -> Response:
+    """The error in the form of the API that was asked."""
+    if endpoint in _OPENAI:
+        return error.response
+    response = _json(error.status, tensor_json.error(error.message))
+    response.headers.update(
+        {k: v for k, v in error.response.headers.items() if k in ("retry-after", "www-authenticate")}
+    )
+    return response
+
+
+def _openai_body(kind: Any) -> dict[str, Any]:
+    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {
+        "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
+        "responses": {**_ERRORS, 503: {"description": "The server ends"}},
+    }
 
 
 def _body_schema(properties: dict[str, Any]) -> dict[str, Any]:
@@ -302,7 +364,7 @@ def _has_key(request: Request, key: str) -> bool:
 
 def _endpoint(path: str) -> str:
     """The kind of a path: of these there are few, whatever is asked for."""
-    if path in (*_OPEN, "/metrics", "/openapi.json", "/docs"):
+    if path in (*_OPEN, *_OPENAI, "/metrics", "/openapi.json", "/docs"):
         return path
     if path.lower().startswith("/v1/models"):
         return (

@@ -69,14 +69,16 @@ class Job:
     """One text to be written.
 
     Attributes:
-        sequence: From the engine's generator.
+        sequence: From `Generator.begin`.
         listener: Told every part, in the engine's thread; it must not wait.
+        end_ids: Tokens that end it.
         seconds: What it may take, waiting included.
         alternatives: How many to report of every token; `None` for no log-probabilities at all.
     """
 
     sequence: Continuation
     listener: Callable[[Part], None]
+    end_ids: frozenset[int]
     seconds: float = 120.0
     alternatives: int | None = None
     submitted: float = field(default_factory=time.perf_counter)
@@ -96,10 +98,14 @@ class Engine:
     """Runs one model for many requests.
 
     Args:
-        generator: Of the model; used by the engine alone from then on, but for `Generator.begin`.
+        generator: Of the model; used by the engine alone from then on, but for `Generator.begin`. Sequences may come
+            from another one of the same model.
         slots: Requests that run at a time.
         queue: Requests that may wait for that.
         metrics: Told what happens.
+
+    Attributes:
+        ready: Set when it works.
     """
 
     def __init__(
@@ -113,14 +119,17 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._prefills: deque[tuple[Prefill, list[Job]]] = deque()
         self._rows: dict[int, Job] = {}
-        self._closing = False
+        self._closing = self._warms_up = False
+        self.ready = threading.Event()
         self._too_large = 0
         self._reporting = compile_function(_log_probabilities)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     # === From any thread ===
 
-    def start(self) -> None:
+    def start(self, warm_up: bool = False) -> None:
+        """Begin to work, after a warm-up if wanted; requests are taken at once."""
+        self._warms_up = warm_up
         self._thread.start()
 
     def submit(self, jobs: Sequence[Job]) -> None:
@@ -173,6 +182,9 @@ class Engine:
     # === The engine's thread ===
 
     def _run(self) -> None:
+        if self._warms_up:
+            self.warm_up()
+        self.ready.set()
         while True:
             with self._changed:
                 while not (self._waiting or self._prefills or self._rows or self._closing):
@@ -323,8 +335,8 @@ class Engine:
         now = time.perf_counter()
         for row, job in rows.items():
             sequence, token = job.sequence, int(tokens[row])
-            sequence.accept(token, self.generator.end_ids)
-            kept = None if token in self.generator.end_ids else token
+            sequence.accept(token, job.end_ids)
+            kept = None if token in job.end_ids else token
             value, alternatives = 0.0, []
             if job.alternatives is not None:
                 value = float(reported[0][row])

@@ -38,7 +38,7 @@ class Reader:
     def __init__(self, engine, prompt, number=0, alternatives=None, seconds=60.0, **options):
         self.parts, self.ended = [], threading.Event()
         sequence = engine.generator.begin(list(prompt), SamplingOptions(**options), number)
-        self.job = Job(sequence, self.hear, seconds, alternatives)
+        self.job = Job(sequence, self.hear, engine.generator.end_ids, seconds, alternatives)
 
     def hear(self, part):
         self.parts.append(part)
