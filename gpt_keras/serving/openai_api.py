@@ -249,6 +249,7 @@ class _Style:
     def __init__(self, model: ServedModel, jobs: list[Job], logprobs: bool, tells_usage: bool) -> None:
         self._jobs, self._logprobs, self._tells_usage = jobs, logprobs, tells_usage
         self._tokenizer = model.language_model.text_tokenizer
+        self._special = {token: piece for piece, token in self._tokenizer.special.items()}
         self._head = {"id": self.PREFIX + secrets.token_hex(12), "created": int(time.time()), "model": model.name}
         self._texts = ["" for _ in jobs]
 
@@ -302,7 +303,7 @@ class _Style:
         return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
     def _token(self, token: int) -> str:
-        return self._tokenizer.token_bytes(token).decode("utf-8", "replace") or self._tokenizer.piece(token)
+        return self._tokenizer.token_bytes(token).decode("utf-8", "replace") or self._special.get(token, "")
 
     def _openings(self, number: int) -> list[dict[str, Any]]:
         return []

@@ -1,0 +1,326 @@
+"""OpenAI's API as its own client meets it, and as malformed requests do."""
+
+import json
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import openai
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import gpt_keras
+from gpt_keras.config import GPTConfig
+from gpt_keras.data.conversations import DEFAULT_TEMPLATE
+
+from ..conftest import build
+from .conftest import Server, wait_until
+
+pytestmark = pytest.mark.tensorflow
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+HELLO = [{"role": "user", "content": "for name in names"}]
+CONTEXT = 2000
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served") / "model"
+    special = tokenizer.with_special(["<|system|>", "<|user|>", "<|assistant|>"]).with_template(DEFAULT_TEMPLATE)
+    config = GPTConfig.from_preset("nano", vocabulary_size=640, context_length=CONTEXT, initializer_range=0.3)
+    gpt_keras.LanguageModel(build(config), special).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lm(folder):
+    return gpt_keras.load(folder, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def server(folder, tmp_path_factory):
+    nothing = tmp_path_factory.mktemp("nothing")
+    server = Server(nothing, "--model", f"tiny={folder}", "--skip-warm-up", "--max-body-mb", "0.5", "--queue", "40")
+    server.wait_ready()
+    yield server
+    server.end()
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0)
+
+
+def chat(client, **given):
+    return client.chat.completions.create(
+        **{"model": "tiny", "messages": HELLO, "temperature": 0, "max_tokens": 20, **given}
+    )
+
+
+def test_models_are_listed(client, server):
+    assert [model.id for model in client.models.list().data] == ["tiny"]
+    assert client.models.retrieve("tiny").owned_by == "gpt_keras"
+    assert server.ask("GET", "/v1/models/other")[0] == 404
+    assert server.ask("GET", "/readyz")[2] == "1 models\n"
+
+
+def test_an_answer_is_the_models(client, lm):
+    messages = [{"role": "system", "content": "def"}, *HELLO]
+    answer = chat(client, messages=messages)
+    assert answer.choices[0].message.content == lm.chat(messages, max_new_tokens=20)
+    assert answer.choices[0].finish_reason == "length" and answer.object == "chat.completion"
+    assert answer.usage.completion_tokens == 20
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 20
+    parts = [{"type": "text", "text": "for name"}, {"type": "text", "text": " in names"}]
+    assert chat(client, messages=[messages[0], {"role": "user", "content": parts}]).choices == answer.choices
+
+
+def test_a_stream_adds_up_to_the_answer(client):
+    options = {"temperature": 0.8, "seed": 4, "max_tokens": 40}
+    whole = chat(client, **options)
+    chunks = list(chat(client, **options, stream=True, stream_options={"include_usage": True}))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
+    assert chunks[-1].usage == whole.usage and not chunks[-1].choices
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_several_texts_and_seeds(client, lm):
+    options = {"temperature": 1.0, "seed": 9, "max_tokens": 12}
+    texts = [choice.message.content for choice in chat(client, n=3, **options).choices]
+    expected = lm.chat_generator.complete(
+        [lm._conversation(HELLO)],
+        gpt_keras.SamplingOptions(temperature=1.0, seed=9, max_new_tokens=12, num_sequences=3),
+    )[0]
+    assert texts == [completion.text for completion in expected]
+    assert len({chat(client, temperature=1.0).choices[0].message.content for _ in range(5)}) > 1  # no seed: its own
+
+
+def test_stop_strings(client):
+    text = chat(client, max_tokens=60).choices[0].message.content
+    stop = text[10:13]
+    answer = chat(client, max_tokens=60, stop=[stop, "not there"])
+    assert answer.choices[0].message.content == text[: text.index(stop)]
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_log_probabilities(client, lm):
+    choice = chat(client, logprobs=True, top_logprobs=4, max_tokens=8).choices[0]
+    assert len(choice.logprobs.content) == 8
+    for token in choice.logprobs.content:
+        assert len(token.top_logprobs) == 4
+        assert token.logprob == max(other.logprob for other in token.top_logprobs)  # greedy
+        assert bytes(token.bytes).decode("utf-8", "replace") == token.token or not token.bytes
+    completion = client.completions.create(model="tiny", prompt="def f", max_tokens=6, temperature=0, logprobs=2)
+    expected = lm.complete(["def f"], max_new_tokens=6, log_probabilities=True)[0][0]
+    report = completion.choices[0].logprobs
+    assert report.token_logprobs == pytest.approx(expected.log_probabilities, abs=1e-4)
+    assert "".join(report.tokens) == completion.choices[0].text == expected.text
+
+
+def test_completions(client, lm):
+    prompts = ["def one", "for two in"]
+    answer = client.completions.create(model="tiny", prompt=prompts, max_tokens=7, temperature=0, echo=True)
+    expected = lm.generate(prompts, max_new_tokens=7)
+    assert [choice.text for choice in answer.choices] == [p + e for p, e in zip(prompts, expected, strict=True)]
+    ids = lm.generator.encode("def one")
+    assert (
+        client.completions.create(model="tiny", prompt=ids, max_tokens=7, temperature=0).choices[0].text == expected[0]
+    )
+    streamed = client.completions.create(model="tiny", prompt="def one", max_tokens=7, temperature=0, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in streamed) == expected[0]
+
+
+def test_json_by_a_schema(client):
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 5}, "number": {"type": "integer"}},
+        "required": ["name", "number"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "thing", "schema": schema, "strict": True}}
+    answer = chat(client, response_format=form, max_tokens=100, temperature=1.0, seed=1)
+    found = json.loads(answer.choices[0].message.content)
+    assert set(found) == {"name", "number"} and isinstance(found["number"], int)
+
+
+@pytest.mark.parametrize(("given", "status", "words"), [
+    ({"model": "other"}, 404, "there is no model 'other' here, but tiny"),
+    ({"messages": []}, 400, "messages"),
+    ({"messages": [{"role": "user"}], "temperature": -1}, 400, "temperature"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, 400, "content"),
+    ({"temperature": 1e999}, 400, "no number"),
+    ({"max_tokens": 0}, 400, "max_tokens"),
+    ({"max_tokens": 10**30}, 400, "max_tokens"),
+    ({"n": 65}, 400, "n: "),
+    ({"tools": [{"type": "function"}]}, 400, "does not do tools"),
+    ({"top_logprobs": 21, "logprobs": True}, 400, "top_logprobs"),
+    ({"stop": 5}, 400, "stop"),
+    ({"response_format": {"type": "json_schema"}}, 400, "needs json_schema"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "what"}}}}, 400, "what"),
+    ({"messages": [{"role": "user", "content": "word " * 3000}]}, 400, "the model's context is 2000"),
+    ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, ""),
+])  # fmt: skip
+def test_what_cannot_be_answered_is_refused_in_openai_s_form(server, given, status, words):
+    body = {"model": "tiny", "messages": HELLO, "max_tokens": 4, **given}
+    found, _, answer = server.ask("POST", CHAT, body)
+    assert found == status and words in answer["error"]["message"]
+    assert set(answer["error"]) == {"message", "type", "param", "code"}
+    assert answer["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("body", [
+    b"", b"{", b"\xff\xfe", b"[]", b"null", b'"x"', b"[" * 100_000, b'{"a":' * 50_000, b"1" * 10_000,
+    b'{"model": "tiny", "messages": NaN}', b'{"model": "tiny"}',
+])  # fmt: skip
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_bodies_that_are_no_requests(server, path, body):
+    status, _, answer = server.ask("POST", path, body)
+    assert status == 400 and answer["error"]["message"]
+
+
+def test_a_body_that_is_too_large(server):
+    status, _, answer = server.ask("POST", CHAT, b"x" * 600_000)
+    assert status == 413 and "larger than" in answer["error"]["message"]
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = (
+    "model", "messages", "prompt", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "n",
+    "presence_penalty", "frequency_penalty", "repetition_penalty", "seed", "stop", "stream_options",
+    "logprobs", "top_logprobs", "response_format", "echo",
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changed=st.dictionaries(st.sampled_from(FIELDS), VALUES, min_size=1, max_size=3),
+    path=st.sampled_from([CHAT, COMPLETIONS]),
+)
+def test_no_value_of_any_field_breaks_the_server(server, changed, path):
+    body = {"model": "tiny", "messages": HELLO, "prompt": "def", "max_tokens": 2, **changed}
+    status, _, answer = server.ask("POST", path, json.dumps(body))
+    assert status in (200, 400, 404), answer
+    assert ("error" in answer) == (status != 200)
+
+
+def test_a_reader_that_hangs_up_frees_its_slot(server):
+    def running():
+        text = server.ask("GET", "/metrics")[2]
+        return float(text.split('gpt_keras_engine_running{model="tiny"} ')[1].split("\n")[0])
+
+    body = {"model": "tiny", "messages": HELLO, "max_tokens": 1900, "temperature": 1.0, "stream": True}
+    for stream in (True, False):
+        content = json.dumps({**body, "stream": stream}).encode()
+        for _ in range(4):
+            with socket.create_connection(("127.0.0.1", server.port)) as connection:
+                head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+                connection.sendall(head.encode() + content)
+                wait_until(lambda: running() >= 1)
+        wait_until(lambda: running() == 0, 20)
+
+
+def test_more_than_the_queue_holds_come_again(server):
+    answers = []
+
+    def ask():
+        answers.append(server.ask("POST", CHAT, {"model": "tiny", "messages": HELLO, "max_tokens": 300, "n": 8}))
+
+    threads = [threading.Thread(target=ask) for _ in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    refused = [(headers, body) for status, headers, body in answers if status == 429]
+    assert refused and len(refused) < 24 and {status for status, *_ in answers} == {200, 429}
+    for headers, body in refused:
+        assert headers["retry-after"] == "1" and body["error"]["type"] == "rate_limit_error"
+
+
+def test_answers_under_load_are_right_and_health_is_quick(server, lm):
+    """Many at once, some of whom hang up; every answer is the one that the model gives alone."""
+    draw = random.Random(0)
+    prompts = ["def " + draw.choice("abcdefg") * draw.randint(1, 30) for _ in range(30)]
+    expected = lm.generate(prompts, max_new_tokens=24)
+    wrong, asked, slow = [], [0], []
+    end = time.monotonic() + 8
+
+    def ask(seed):
+        own = random.Random(seed)
+        while time.monotonic() < end:
+            i = own.randrange(len(prompts))
+            body = {"model": "tiny", "prompt": prompts[i], "max_tokens": 24, "temperature": 0}
+            if own.random() < 0.2:
+                content = json.dumps({**body, "stream": True, "max_tokens": 500}).encode()
+                with socket.create_connection(("127.0.0.1", server.port)) as connection:
+                    head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+                    connection.sendall(head.encode() + content)
+                    time.sleep(own.random() * 0.1)
+                continue
+            status, _, answer = server.ask("POST", COMPLETIONS, body)
+            asked[0] += 1
+            if status != 200 or answer["choices"][0]["text"] != expected[i]:
+                wrong.append((status, answer, expected[i]))
+
+    def look():
+        while time.monotonic() < end:
+            begin = time.perf_counter()
+            server.ask("GET", "/healthz")
+            slow.append(time.perf_counter() - begin)
+            time.sleep(0.02)
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(12)] + [threading.Thread(target=look)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert asked[0] > 20 and not wrong
+    assert (
+        sorted(slow)[int(0.9 * len(slow))] < 0.5
+    )  # the event loop is not blocked; how quick is a benchmark's business
+    wait_until(lambda: 'gpt_keras_engine_running{model="tiny"} 0.0' in server.ask("GET", "/metrics")[2])
+
+
+def test_figures_of_the_engine(server, client):
+    chat(client)
+    text = server.ask("GET", "/metrics")[2]
+    for name in ("prompt_tokens_total", "new_tokens_total", "first_token_seconds_count", "next_token_seconds_count"):
+        assert f'gpt_keras_{name}{{model="tiny"}}' in text
+    assert 'gpt_keras_engine_slots{model="tiny"} 16.0' in text
+
+
+def test_a_key_and_a_graceful_end(folder, tmp_path):
+    server = Server(tmp_path, "--model", f"tiny={folder}", "--skip-warm-up", "--api-key", "secret")
+    server.wait_ready()
+    status, headers, answer = server.ask("POST", CHAT, {"model": "tiny", "messages": HELLO})
+    assert status == 401 and answer["error"]["code"] == "invalid_api_key" and headers["www-authenticate"] == "Bearer"
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="secret", max_retries=0)
+    stream = chat(client, stream=True, max_tokens=60)
+    next(iter(stream))
+    ended = threading.Thread(target=server.end)
+    ended.start()
+    assert [chunk.choices[0].finish_reason for chunk in stream][-1] == "length"
+    ended.join()
+    assert server.process.returncode in (0, -signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("model", "words"), [
+    ("tiny", "not of the form NAME=MODEL_FOLDER"),
+    ("../x=y", "not of the form NAME=MODEL_FOLDER"),
+    ("tiny=nowhere", "nowhere"),
+])  # fmt: skip
+def test_models_that_are_none(model, words, tmp_path):
+    command = [sys.executable, "-m", "gpt_keras.serve", str(tmp_path), "--port", "0", "--model", model]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode and words in done.stderr and len(done.stderr.strip().splitlines()) == 1
