@@ -8,7 +8,7 @@ MODEL_SIDE := tests --ignore=tests/data --ignore=tests/tasks --ignore=tests/eval
 # Elsewhere tests compile with few optimizations, to save time (tests/conftest.py); these with all of them, too.
 OPTIMIZED := tests/test_kernels.py
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all test-llama bench lint constraints clean
+.PHONY: help train test test-all test-browser test-llama bench lint constraints clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,14 +17,17 @@ train: $(VENV)/.installed  ## Install, then train the default GPT; TRAIN="--minu
 	$(BIN)/python -m gpt_keras.train $(TRAIN)
 
 test: $(VENV)/.installed-test  ## The tests on both backends, offline, half an hour or more; TEST="-k folder" passes options on
-	KERAS_BACKEND=tensorflow $(PYTEST) -m "not slow and not llama_cpp" $(TEST)
+	KERAS_BACKEND=tensorflow $(PYTEST) -m "not slow and not llama_cpp and not browser" $(TEST)
 	KERAS_BACKEND=jax $(PYTEST) -m "not slow and not tensorflow and not llama_cpp" $(MODEL_SIDE) $(TEST)
 
 test-all: $(VENV)/.installed-test  ## The slow ones too
-	KERAS_BACKEND=tensorflow $(PYTEST) -m "not llama_cpp"
+	KERAS_BACKEND=tensorflow $(PYTEST) -m "not llama_cpp and not browser"
 	KERAS_BACKEND=jax $(PYTEST) -m "not tensorflow and not llama_cpp" $(MODEL_SIDE)
 	KERAS_BACKEND=tensorflow XLA_FLAGS=" " $(PYTEST) $(OPTIMIZED)
 	KERAS_BACKEND=jax JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m "not tensorflow" $(OPTIMIZED)
+
+test-browser: $(VENV)/.installed-test  ## The chat page in Chromium (Debian's chromium and chromium-driver)
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m browser tests/serving
 
 test-llama: $(VENV)/.installed-test  ## GGUF files in llama.cpp itself; compiles llama-cpp-python first, some minutes
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[benchmark]'
