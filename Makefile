@@ -41,6 +41,7 @@ bench: $(VENV)/.installed-test  ## Speed beside other libraries; compiles llama-
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.tokenizers
 	$(BIN)/python -m benchmarks.generation
+	$(BIN)/python -m benchmarks.serving
 
 lint: $(VENV)/.installed-test  ## Style and types
 	$(BIN)/ruff check .
