@@ -7,6 +7,7 @@ import contextlib
 import hmac
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gpt_keras import __version__
@@ -210,11 +211,16 @@ def make_app(
     async def page() -> Response:
         return HTMLResponse(chat_page.read_text("utf-8"), headers=_PAGE_HEADERS)
 
-    @app.get("/healthz", summary="Whether the server lives")
+    @app.get("/healthz", response_class=PlainTextResponse, summary="Whether the server lives")
     async def healthz() -> Response:
         return Response("ok\n", media_type="text/plain")
 
-    @app.get("/readyz", summary="Whether models are loaded", responses={503: {"description": "Not yet"}})
+    @app.get(
+        "/readyz",
+        response_class=PlainTextResponse,
+        summary="Whether models are loaded",
+        responses={503: {"description": "Not yet"}},
+    )
     async def readyz() -> Response:
         if not models.looked or not all(model.engine.ready.is_set() for model in text_models.values()):
             return Response("loading\n", 503, media_type="text/plain")
@@ -223,7 +229,7 @@ def make_app(
             f"{len(names)} models\n" if names else "no model\n", 200 if names else 503, media_type="text/plain"
         )
 
-    @app.get("/metrics", summary="Figures for Prometheus")
+    @app.get("/metrics", response_class=PlainTextResponse, summary="Figures for Prometheus")
     async def figures() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -252,7 +258,8 @@ def make_app(
         return JSONResponse(text_models[name].description) if name in text_models else None
 
     for method, path, summary in _TF_SERVING:
-        extra = _PREDICT if path.endswith(":predict") else _EXAMPLES if method == "POST" else None
+        extra = _PREDICT if path.endswith(":predict") else _EXAMPLES if method == "POST" else {}
+        extra = {**extra, "parameters": [_parameter(name) for name in re.findall(r"{(\w+)}", path)]}
         app.add_api_route(path, answer, methods=[method], summary=summary, openapi_extra=extra, responses=_ERRORS)
     app.add_api_route("/v1/{rest:path}", answer, methods=list(_METHODS), include_in_schema=False)
     return app
@@ -302,11 +309,24 @@ def _refusal(endpoint: str, error: APIError) -> Response:
 
 
 def _openai_body(kind: Any) -> dict[str, Any]:
-    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-    return {
-        "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
-        "responses": {**_ERRORS, 503: {"description": "The server ends"}},
-    }
+    """What a route of OpenAI's API says of itself in the document of the API."""
+    schema = kind.model_json_schema()
+    parts = schema.pop("$defs", {})
+
+    def inlined(value: Any) -> Any:
+        if isinstance(value, dict):
+            if "$ref" in value:
+                return inlined(parts[value["$ref"].rpartition("/")[2]])
+            return {key: inlined(inner) for key, inner in value.items()}
+        return [inlined(inner) for inner in value] if isinstance(value, list) else value
+
+    body = {"required": True, "content": {"application/json": {"schema": inlined(schema)}}}
+    return {"openapi_extra": {"requestBody": body}, "responses": {**_ERRORS, 503: {"description": "The server ends"}}}
+
+
+def _parameter(name: str) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "integer", "minimum": 0} if name == "version" else {"type": "string"}
+    return {"name": name, "in": "path", "required": True, "schema": schema}
 
 
 def _body_schema(properties: dict[str, Any]) -> dict[str, Any]:
