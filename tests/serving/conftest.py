@@ -155,6 +155,11 @@ class Server:
             return answer.status, found, json.loads(text)
         return answer.status, found, text
 
+    def resident_bytes(self) -> int:
+        """Memory that the process has."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
     def wait_ready(self) -> None:
         wait_until(lambda: self.ask("GET", "/readyz")[0] == 200)
 

@@ -1,6 +1,7 @@
 """OpenAI's API as its own client meets it, and as malformed requests do."""
 
 import json
+import os
 import random
 import signal
 import socket
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.tensorflow
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HELLO = [{"role": "user", "content": "for name in names"}]
 CONTEXT = 2000
+LOAD_SECONDS = float(os.environ.get("GPT_KERAS_TEST_LOAD_SECONDS", "30"))
 
 
 @pytest.fixture(scope="module")
@@ -248,36 +250,53 @@ def test_more_than_the_queue_holds_come_again(server):
         assert headers["retry-after"] == "1" and body["error"]["type"] == "rate_limit_error"
 
 
-def test_answers_under_load_are_right_and_health_is_quick(server, lm):
-    """Many at once, some of whom hang up; every answer is the one that the model gives alone."""
+def test_a_long_mixed_load(server, lm):
+    """Many at once, greedy and drawn, of all lengths, and some hang up: every answer is the one that the model gives
+    alone, no slot leaks, memory stays, and /healthz is answered in between."""
     draw = random.Random(0)
-    prompts = ["def " + draw.choice("abcdefg") * draw.randint(1, 30) for _ in range(30)]
-    expected = lm.generate(prompts, max_new_tokens=24)
-    wrong, asked, slow = [], [0], []
-    end = time.monotonic() + 8
+    asked = []
+    for i in range(60):
+        prompt = "def " + draw.choice("abcdefg") * draw.choice((1, 5, 30, 30, 300, 900))
+        given = {"max_tokens": draw.randint(1, 30), "temperature": 0.0}
+        if i % 3 == 0:
+            given |= {
+                "temperature": draw.choice((0.5, 1.0)),
+                "seed": i,
+                "top_p": draw.choice((0.9, 1.0)),
+                "top_k": i % 7,
+            }
+        asked.append((prompt, given))
+    options = [{("max_new_tokens" if k == "max_tokens" else k): v for k, v in given.items()} for _, given in asked]
+    expected = [lm.generate(prompt, **o) for (prompt, _), o in zip(asked, options, strict=True)]
+    wrong, answered, slow, sizes = [], [0], [], []
+    begin = time.monotonic()
+    end = begin + LOAD_SECONDS
 
     def ask(seed):
         own = random.Random(seed)
         while time.monotonic() < end:
-            i = own.randrange(len(prompts))
-            body = {"model": "tiny", "prompt": prompts[i], "max_tokens": 24, "temperature": 0}
+            i = own.randrange(len(asked))
+            prompt, given = asked[i]
+            body = {"model": "tiny", "prompt": prompt, **given}
             if own.random() < 0.2:
-                content = json.dumps({**body, "stream": True, "max_tokens": 500}).encode()
+                content = json.dumps({**body, "stream": own.random() < 0.5, "max_tokens": 500}).encode()
                 with socket.create_connection(("127.0.0.1", server.port)) as connection:
                     head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
                     connection.sendall(head.encode() + content)
                     time.sleep(own.random() * 0.1)
                 continue
             status, _, answer = server.ask("POST", COMPLETIONS, body)
-            asked[0] += 1
+            answered[0] += 1
             if status != 200 or answer["choices"][0]["text"] != expected[i]:
                 wrong.append((status, answer, expected[i]))
 
     def look():
         while time.monotonic() < end:
-            begin = time.perf_counter()
+            start = time.perf_counter()
             server.ask("GET", "/healthz")
-            slow.append(time.perf_counter() - begin)
+            slow.append(time.perf_counter() - start)
+            if time.monotonic() > begin + 0.6 * LOAD_SECONDS:
+                sizes.append(server.resident_bytes())
             time.sleep(0.02)
 
     threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(12)] + [threading.Thread(target=look)]
@@ -285,11 +304,15 @@ def test_answers_under_load_are_right_and_health_is_quick(server, lm):
         thread.start()
     for thread in threads:
         thread.join()
-    assert asked[0] > 20 and not wrong
+    assert answered[0] > 2 * LOAD_SECONDS and not wrong
     assert (
         sorted(slow)[int(0.9 * len(slow))] < 0.5
     )  # the event loop is not blocked; how quick is a benchmark's business
+    # In the first minute sizes that were not needed before are still being compiled.
+    assert sizes[-1] < (1.05 if LOAD_SECONDS >= 300 else 1.1) * sizes[0]
     wait_until(lambda: 'gpt_keras_engine_running{model="tiny"} 0.0' in server.ask("GET", "/metrics")[2])
+    p99 = 1000 * sorted(slow)[int(0.99 * len(slow))]
+    print(f"{answered[0]} answers; /healthz p99 {p99:.0f} ms; memory {sizes[0]:,} to {sizes[-1]:,} bytes")
 
 
 def test_figures_of_the_engine(server, client):
