@@ -2,7 +2,7 @@
 
 Decoder (decoding)   logits of every row, the cache behind them
 sampling             logits to a token, compiled
-constraints          which tokens a row may take next, on the host
+token_rules          which tokens a row may take next, on the host
 continuation         one row: its text in parts, what ends it
 this module          the loop
 """

@@ -136,10 +136,11 @@ def main(options: ServeOptions) -> None:
         host=options.host,
         port=options.port,
         http="h11",  # which bounds what may come before a body
-        limit_concurrency=options.threads + options.slots + options.queue + 256,
+        limit_concurrency=(1 + len(folders)) * (options.threads + options.slots + options.queue) + 1024,
         access_log=False,
         log_level="warning",
         timeout_keep_alive=30,
+        timeout_graceful_shutdown=int(options.timeout) + 5,  # for a reader that does not read
         h11_max_incomplete_event_size=64 << 10,
         server_header=False,
     )

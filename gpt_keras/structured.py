@@ -80,12 +80,15 @@ class Vocabulary:
         without = frozenset(banned)
         key = (regex, json_schema if isinstance(json_schema, str) else json.dumps(json_schema), without)
         with self._lock:
-            if key not in self._automata:
-                expression = regex if regex is not None else _schema_expression(json_schema)
+            found = self._automata.get(key)
+        if found is None:  # made outside of the lock, for it may take long
+            expression = regex if regex is not None else _schema_expression(json_schema)
+            found = TokenAutomaton(self, expression, without)
+            with self._lock:
                 while len(self._automata) >= _REMEMBERED:
                     self._automata.pop(next(iter(self._automata)))
-                self._automata[key] = TokenAutomaton(self, expression, without)
-            return self._automata[key]
+                self._automata[key] = found
+        return found
 
     def index(self, expression: str, without: frozenset[int] = frozenset()) -> Any:
         """outlines-core's automaton of an expression."""
@@ -163,7 +166,7 @@ _NEVER = np.int64(2**40)
 
 
 class Form:
-    """A constraint (`constraints.Constraint`): one row's output, always whole within `max_new_tokens`.
+    """A rule (`token_rules.TokenRule`): one row's output, always whole within `max_new_tokens`.
 
     The end token is allowed exactly after a whole text, and alone where none goes on from there.
 
@@ -246,8 +249,25 @@ def _schema_expression(schema: dict[str, Any] | bool | str | None) -> str:
         schema = {}
     if not isinstance(schema, dict):
         raise InputError(f"a JSON schema is an object, not {type(schema).__name__}")
-    _check_schema(schema, "#")
-    return _regex_of(schema)
+    try:
+        _check_schema(schema, "#")
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError("the JSON schema is malformed: a keyword's value is not of the kind it has to be") from error
+    return _quick(_regex_of(schema))
+
+
+def _quick(expression: str) -> str:
+    r"""The expression without `\"` in strings, where a text begins with a string of bounded length.
+
+    outlines-core looks for the expression everywhere in a text, before it keeps to its beginning. Where a match begins
+    with a quotation mark, each escaped one in it might be a beginning, too: the automaton would double with every
+    character that the string may have.
+    """
+    if expression.lstrip("(?:").startswith('"') and re.search(r"\{\d", expression):
+        return expression.replace(r'\\["\\/bfnrt]', r"\\[\\/bfnrt]")
+    return expression
 
 
 def _regex_of(schema: dict[str, Any]) -> str:

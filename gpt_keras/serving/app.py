@@ -19,6 +19,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import ClientDisconnect
 
 from gpt_keras import __version__
 from gpt_keras.serving import tensor_json
@@ -146,6 +147,8 @@ class Watch:
                 await _refusal(endpoint, error)(scope, receive, watched)
             else:
                 await self._app(scope, receive, watched)
+        except ClientDisconnect:
+            status = status or 499  # it hung up before it had said what it wants
         except Exception:
             LOGGER.exception("a request failed")
             if not status:

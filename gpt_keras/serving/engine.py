@@ -90,8 +90,9 @@ class Job:
         self.cancelled = True
 
     @property
-    def expired(self) -> bool:
-        return time.perf_counter() - self.submitted > self.seconds
+    def over(self) -> bool:
+        """Whether it is to end before its text does: cancelled, or out of time."""
+        return self.cancelled or time.perf_counter() - self.submitted > self.seconds
 
 
 class Engine:
@@ -119,6 +120,7 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._prefills: deque[tuple[Prefill, list[Job]]] = deque()
         self._rows: dict[int, Job] = {}
+        self._admitted: set[Job] = set()  # all that are past the queue and have not ended
         self._closing = self._warms_up = False
         self.ready = threading.Event()
         self._too_large = 0
@@ -142,7 +144,7 @@ class Engine:
         with self._changed:
             if self._closing:
                 raise ClosedError
-            if len(jobs) + len(self._waiting) > self.queue + max(0, self.most_running - self.num_running):
+            if len(jobs) + len(self._waiting) > self.queue + self.most_running - self.num_running:
                 raise BusyError
             self._waiting.extend(jobs)
             self._show()
@@ -158,7 +160,7 @@ class Engine:
 
     @property
     def num_running(self) -> int:
-        return len(self._rows) + sum(len(jobs) for _, jobs in self._prefills)
+        return len(self._admitted)
 
     @property
     def num_waiting(self) -> int:
@@ -170,7 +172,8 @@ class Engine:
         while count < self.most_running:
             count = min(4 * count, self.most_running)
             counts.append(count)
-        for rows, width in Prefill.sizes(self.generator.model.config.context_length):
+        context = self.generator.model.config.context_length
+        for rows, width in Prefill.sizes(context) or [(1, context)]:
             prefill = Prefill(self.generator.decoder, [[0] * width] * rows)
             prefill.step()
         for count in counts:
@@ -182,37 +185,49 @@ class Engine:
     # === The engine's thread ===
 
     def _run(self) -> None:
-        if self._warms_up:
-            self.warm_up()
-        self.ready.set()
-        while True:
+        try:
+            if self._warms_up:
+                self.warm_up()
+            self.ready.set()
+            while self._wait():
+                try:
+                    self._turn(self._take_waiting())
+                except Exception:
+                    LOGGER.exception("a step failed; the requests in it are given up")
+                    self._give_up()
+                self._show()
+        except Exception:
+            LOGGER.exception("the engine ended; it takes no more requests")
+        finally:
             with self._changed:
-                while not (self._waiting or self._prefills or self._rows or self._closing):
-                    self._changed.wait()
-                if self._closing and not (self._waiting or self._prefills or self._rows):
-                    return
-                arrived = self._take_waiting()
-            try:
-                self._turn(arrived)
-            except Exception:
-                LOGGER.exception("a step failed; the requests in it are given up")
-                self._give_up()
-            self._show()
+                self._closing = True
+                self._admitted |= set(self._waiting)
+                self._waiting.clear()
+            self._give_up()
+
+    def _wait(self) -> bool:
+        """Until there is something to do; false when it is to end."""
+        with self._changed:
+            while not (self._waiting or self._admitted or self._closing):
+                self._changed.wait()
+            return bool(self._waiting or self._admitted)
 
     def _take_waiting(self) -> list[Job]:
         """Requests there is a slot for; those nobody waits for any more are dropped on the way."""
         arrived: list[Job] = []
-        gone = [job for job in self._waiting if job.cancelled or job.expired]
+        with self._changed:
+            gone = [job for job in self._waiting if job.over]
+            self._waiting = deque(job for job in self._waiting if job not in gone)
+            while self._waiting and self.num_running < self.most_running:
+                arrived.append(self._waiting.popleft())
+                self._admitted.add(arrived[-1])
         for job in gone:
-            self._waiting.remove(job)
             self._end(job)
-        while self._waiting and self.num_running + len(arrived) < self.most_running:
-            arrived.append(self._waiting.popleft())
         return arrived
 
     def _turn(self, arrived: list[Job]) -> None:
         for slot, job in list(self._rows.items()):
-            if job.cancelled or job.expired:
+            if job.over:
                 self._leave(slot)
                 self._end(job)
         if not self._rows and not self._prefills:
@@ -220,7 +235,7 @@ class Engine:
         self._begin(arrived)
         if self._prefills:
             prefill, jobs = self._prefills[0]
-            if all(job.cancelled or job.expired for job in jobs):
+            if all(job.over for job in jobs):
                 self._prefills.popleft()
                 for job in jobs:
                     self._end(job)
@@ -244,10 +259,10 @@ class Engine:
 
     def _join(self, prefill: Prefill, jobs: list[Job]) -> None:
         """The first tokens of prompts that are through, and a slot for each that goes on."""
-        going = [(row, job) for row, job in enumerate(jobs) if not (job.cancelled or job.expired)]
-        for job in jobs:
-            if job.cancelled or job.expired:
-                self._end(job)
+        gone = [job for job in jobs if job.over]
+        for job in gone:
+            self._end(job)
+        going = [(row, job) for row, job in enumerate(jobs) if job not in gone]
         self._choose(prefill.logits, prefill.best, prefill.batch_size, dict(going))
         going = [(row, job) for row, job in going if job.sequence.finish_reason is None]
         if not going:
@@ -278,21 +293,29 @@ class Engine:
 
     def _end(self, job: Job) -> None:
         """Of one that was cancelled, or took too long."""
-        if not job.cancelled:
-            job.listener(Part(finish_reason="timeout"))
+        self._tell(job, Part(finish_reason="timeout"))
 
     def _give_up(self) -> None:
-        jobs = [*self._rows.values(), *(job for _, jobs in self._prefills for job in jobs)]
+        """End all that run."""
         self._rows.clear()
         self._prefills.clear()
         self._slots = Slots(self.generator.decoder, self.most_running)
-        for job in jobs:
-            if not job.cancelled and job.sequence.finish_reason is None:
-                job.listener(Part(finish_reason="error"))
+        for job in list(self._admitted):
+            self._tell(job, Part(finish_reason="error"))
+
+    def _tell(self, job: Job, part: Part) -> None:
+        if part.finish_reason is not None:
+            self._admitted.discard(job)
+        if not job.cancelled:
+            try:
+                job.listener(part)
+            except Exception:  # whoever asked is gone, with the event loop
+                job.cancel()
 
     # === Sizes ===
 
     def _wanted_size(self, more: Sequence[Job] = ()) -> tuple[int, int]:
+        """Slots for those that run and these, with some tokens more; the last token of a text is never read."""
         jobs = [*self._rows.values(), *more]
         longest = 1
         for sequence in (job.sequence for job in jobs):
@@ -342,7 +365,7 @@ class Engine:
                 value = float(reported[0][row])
                 pairs = zip(reported[2][row].tolist(), reported[1][row].tolist(), strict=True)
                 alternatives = list(pairs)[: job.alternatives]
-            job.listener(Part(sequence.delta, kept, value, tuple(alternatives), sequence.finish_reason))
+            self._tell(job, Part(sequence.delta, kept, value, tuple(alternatives), sequence.finish_reason))
             self._metrics.new_tokens.inc()
             figure = self._metrics.first_token if job.last_token is None else self._metrics.next_token
             figure.observe(now - (job.last_token or job.submitted))

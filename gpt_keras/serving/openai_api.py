@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
+import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +25,10 @@ from gpt_keras.sampling_options import SamplingOptions
 from gpt_keras.serving.engine import BusyError, ClosedError, Engine, Job, Part
 from gpt_keras.serving.openai_schema import MOST_TEXTS, ChatRequest, CompletionRequest
 
+_GRACE_SECONDS = 30.0
+_FORMS_AT_A_TIME = 2
+_LEAST = -9999.0
+"""Instead of the log-probability of what cannot be, which JSON has no number for."""
 DEFAULT_COMPLETION_TOKENS = 16
 """Of /v1/completions, as OpenAI's; a chat's answer may take what is left of the context."""
 
@@ -86,13 +93,14 @@ class OpenAIAPI:
 
     def __init__(self, models: dict[str, ServedModel], seconds: float = 120.0, max_new_tokens: int = 4096) -> None:
         self.models, self._seconds, self._most = models, seconds, max_new_tokens
+        self._forms = asyncio.Semaphore(_FORMS_AT_A_TIME)
 
     def list_models(self) -> dict[str, Any]:
         return {"object": "list", "data": [model.description for model in self.models.values()]}
 
     async def chat(self, request: Request, body: bytes) -> Response:
         """Answer a POST to /v1/chat/completions."""
-        asked = _parsed(ChatRequest, body)
+        asked: ChatRequest = await asyncio.to_thread(_parsed, ChatRequest, body)
         model = self._model(asked.model)
 
         def begin() -> list[Job]:
@@ -104,15 +112,16 @@ class OpenAIAPI:
             alternatives = (asked.top_logprobs or 0) if asked.logprobs else None
             wanted = asked.max_completion_tokens or asked.max_tokens
             schema = asked.response_format.schema_of_text if asked.response_format else None
-            return self._jobs(asked, [prompt], lm.chat_generator, wanted, alternatives, json_schema=schema)
+            return self._jobs(asked, model, [prompt], lm.chat_generator, wanted, alternatives, json_schema=schema)
 
-        jobs = await asyncio.to_thread(begin)
+        form = asked.response_format is not None and asked.response_format.schema_of_text is not None
+        jobs = await self._begun(begin, form)
         style = _Chat(model, jobs, asked.logprobs or False, asked.tells_usage)
         return await self._answer(request, model, jobs, style, asked.stream or False)
 
     async def complete(self, request: Request, body: bytes) -> Response:
         """Answer a POST to /v1/completions."""
-        asked = _parsed(CompletionRequest, body)
+        asked: CompletionRequest = await asyncio.to_thread(_parsed, CompletionRequest, body)
         model = self._model(asked.model)
         if asked.echo and asked.logprobs is not None:
             raise APIError(400, "this server has no log-probabilities of prompts: leave out echo", param="echo")
@@ -120,18 +129,18 @@ class OpenAIAPI:
         def begin() -> list[Job]:
             generator = model.language_model.generator
             try:
-                prompts = [generator.encode(p) if isinstance(p, str) else p for p in asked.prompts]
+                prompts = [generator.encode(p) if isinstance(p, str) else p for p in asked.prompt]
+                if asked.echo:
+                    decode = model.language_model.text_tokenizer.decode
+                    texts = [prompt if isinstance(prompt, str) else decode(prompt) for prompt in asked.prompt]
+                    echoed.extend(text for text in texts for _ in range(asked.n or 1))
             except InputError as error:
                 raise APIError(400, str(error), param="prompt") from error
             wanted = asked.max_tokens or DEFAULT_COMPLETION_TOKENS
-            return self._jobs(asked, prompts, generator, wanted, asked.logprobs)
+            return self._jobs(asked, model, prompts, generator, wanted, asked.logprobs)
 
-        jobs = await asyncio.to_thread(begin)
-        echoed = []
-        if asked.echo:
-            decode = model.language_model.text_tokenizer.decode
-            texts = [prompt if isinstance(prompt, str) else decode(prompt) for prompt in asked.prompts]
-            echoed = [text for text in texts for _ in range(asked.n or 1)]
+        echoed: list[str] = []
+        jobs = await self._begun(begin)
         style = _Completion(model, jobs, asked.logprobs is not None, asked.tells_usage, echoed)
         return await self._answer(request, model, jobs, style, asked.stream or False)
 
@@ -141,9 +150,21 @@ class OpenAIAPI:
             raise APIError(404, f"there is no model {name[:100]!r} here, but {known}", "model_not_found", "model")
         return self.models[name]
 
+    async def _begun(self, begin: Callable[[], list[Job]], form: bool = False) -> list[Job]:
+        """The jobs of a request, which takes a moment; where a form is asked for, seconds, or for ever."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                if not form:
+                    return await asyncio.to_thread(begin)
+                await self._forms.acquire()
+                return await asyncio.shield(_in_own_thread(begin, self._forms.release))
+        except TimeoutError as error:
+            raise APIError(504, "the answer took too long" + ": give a simpler schema" * form) from error
+
     def _jobs(
         self,
         asked: ChatRequest | CompletionRequest,
+        model: ServedModel,
         prompts: Sequence[list[int]],
         generator: Generator,
         wanted: int | None,
@@ -152,24 +173,31 @@ class OpenAIAPI:
     ) -> list[Job]:
         """One for every text that is asked for, the same prompt's side by side."""
         number = asked.n or 1
-        if number * len(prompts) > MOST_TEXTS:
-            raise APIError(400, f"one request may ask for {MOST_TEXTS} texts, not {number * len(prompts)}", param="n")
+        most = min(MOST_TEXTS, model.engine.most_running + model.engine.queue)
+        if number * len(prompts) > most:
+            raise APIError(400, f"one request may ask for {most} texts, not {number * len(prompts)}", param="n")
         names = ("top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
         given = {name: value for name in names if (value := getattr(asked, name)) is not None}
+        if given.get("top_p") == 0.0:
+            given["top_p"] = 1e-6  # the most probable token alone
+        given["top_k"] = max(0, given.get("top_k", 0))
         given["temperature"] = 1.0 if asked.temperature is None else asked.temperature
         given["seed"] = secrets.randbits(63) if asked.seed is None else asked.seed % 2**64
         given["stop"] = asked.stops
         context = generator.model.config.context_length
-        jobs = []
+        jobs: list[Job] = []
+        before: Counter[tuple[int, ...]] = Counter()
         for prompt in prompts:
             room = context - len(prompt) + 1
             if room < 1:
                 message = f"the prompt has {len(prompt)} tokens, and the model's context is {context}"
-                raise APIError(400, message, "context_length_exceeded", "messages")
+                raise APIError(400, message, "context_length_exceeded", "prompt")
             most = min(room, self._most, wanted or room)
             try:
                 options = SamplingOptions(max_new_tokens=most, **given, **form)
-                sequences = [generator.begin(prompt, options, i) for i in range(number)]
+                first = before[tuple(prompt)]
+                before[tuple(prompt)] += number
+                sequences = [generator.begin(prompt, options, first + i) for i in range(number)]
             except InputError as error:
                 raise APIError(400, str(error)) from error
             jobs += [Job(s, _nobody, generator.end_ids, self._seconds, alternatives) for s in sequences]
@@ -178,7 +206,7 @@ class OpenAIAPI:
     async def _answer(
         self, request: Request, model: ServedModel, jobs: list[Job], style: _Style, stream: bool
     ) -> Response:
-        parts = _Parts(jobs)
+        parts = _Parts(jobs, self._seconds)
         try:
             model.engine.submit(jobs)
         except BusyError as error:
@@ -186,7 +214,7 @@ class OpenAIAPI:
         except ClosedError as error:
             raise APIError(503, "the server is ending") from error
         if stream:
-            return StreamingResponse(style.stream(parts), media_type="text/event-stream")
+            return _EventStream(style.stream(parts), parts)
         found = asyncio.ensure_future(style.whole(parts))
         gone = asyncio.ensure_future(_gone(request))
         try:
@@ -203,8 +231,8 @@ class OpenAIAPI:
 class _Parts:
     """What the engine tells of some jobs, for this event loop."""
 
-    def __init__(self, jobs: list[Job]) -> None:
-        self._jobs = jobs
+    def __init__(self, jobs: list[Job], seconds: float) -> None:
+        self._jobs, self._seconds = jobs, seconds
         self._queue: asyncio.Queue[tuple[int, Part]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -225,7 +253,8 @@ class _Parts:
         """
         going = len(self._jobs)
         while going:
-            number, part = await self._queue.get()
+            # The engine keeps the time; that it does is not taken for granted.
+            number, part = await asyncio.wait_for(self._queue.get(), self._seconds + _GRACE_SECONDS)
             if part.finish_reason == "timeout":
                 raise APIError(504, "the answer took too long")
             if part.finish_reason == "error":
@@ -237,6 +266,22 @@ class _Parts:
         """Whoever asked is gone, or has everything."""
         for job in self._jobs:
             job.cancel()
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events; when they end, however they do, so does the work for them."""
+
+    def __init__(self, events: AsyncIterator[bytes], parts: _Parts) -> None:
+        # The second has nginx pass every event on at once.
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, headers=headers, media_type="text/event-stream")
+        self._parts = parts
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._parts.cancel()
 
 
 class _Style:
@@ -265,7 +310,7 @@ class _Style:
             {
                 "index": i,
                 **self._content(i, self._texts[i]),
-                "logprobs": self._report(reports[i], 0) if self._logprobs else None,
+                "logprobs": self._report(i, reports[i], 0) if self._logprobs else None,
                 "finish_reason": reasons[i],
             }
             for i in range(len(self._jobs))
@@ -287,11 +332,9 @@ class _Style:
             yield b"data: [DONE]\n\n"
         except APIError as error:
             yield _sent(error.body)
-        finally:
-            parts.cancel()
 
     def _event(self, number: int, content: dict[str, Any], report: list[Part], reason: str | None) -> bytes:
-        logprobs = self._report(report, len(self._texts[number])) if self._logprobs and report else None
+        logprobs = self._report(number, report, len(self._texts[number])) if self._logprobs and report else None
         choice = {"index": number, **content, "logprobs": logprobs, "finish_reason": reason}
         usage = {"usage": None} if self._tells_usage else {}
         return _sent({**self._head, "object": self.CHUNK, "choices": [choice], **usage})
@@ -303,7 +346,11 @@ class _Style:
         return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
     def _token(self, token: int) -> str:
-        return self._tokenizer.token_bytes(token).decode("utf-8", "replace") or self._special.get(token, "")
+        raw = self._tokenizer.token_bytes(token)
+        try:
+            return raw.decode("utf-8") or self._special.get(token, "")
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
     def _openings(self, number: int) -> list[dict[str, Any]]:
         return []
@@ -314,7 +361,7 @@ class _Style:
     def _delta(self, text: str) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _report(self, parts: list[Part], offset: int) -> dict[str, Any]:
+    def _report(self, number: int, parts: list[Part], offset: int) -> dict[str, Any]:
         raise NotImplementedError
 
 
@@ -330,11 +377,11 @@ class _Chat(_Style):
     def _delta(self, text: str) -> dict[str, Any]:
         return {"delta": {"content": text} if text else {}}
 
-    def _report(self, parts: list[Part], offset: int) -> dict[str, Any]:
+    def _report(self, number: int, parts: list[Part], offset: int) -> dict[str, Any]:
         def one(token: int, value: float) -> dict[str, Any]:
             return {
                 "token": self._token(token),
-                "logprob": value,
+                "logprob": max(value, _LEAST),
                 "bytes": list(self._tokenizer.token_bytes(token)),
             }
 
@@ -364,19 +411,19 @@ class _Completion(_Style):
     def _delta(self, text: str) -> dict[str, Any]:
         return {"text": text}
 
-    def _report(self, parts: list[Part], offset: int) -> dict[str, Any]:
-        found = [part for part in parts if part.token is not None]
-        tokens = [self._token(part.token) for part in found if part.token is not None]
-        offsets = []
-        for token in tokens:
-            offsets.append(offset)
-            offset += len(token)
-        return {
-            "tokens": tokens,
-            "token_logprobs": [part.log_probability for part in found],
-            "top_logprobs": [{self._token(token): value for token, value in part.alternatives} for part in found],
-            "text_offset": offsets,
-        }
+    def _report(self, number: int, parts: list[Part], offset: int) -> dict[str, Any]:
+        """A token's offset is that of the text that was certain before it."""
+        offset += len(self._echoed[number]) if self._echoed else 0
+        report: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for part in parts:
+            if part.token is not None:
+                report["tokens"].append(self._token(part.token))
+                report["token_logprobs"].append(max(part.log_probability, _LEAST))
+                top = {self._token(token): max(value, _LEAST) for token, value in part.alternatives}
+                report["top_logprobs"].append(top)
+                report["text_offset"].append(offset)
+            offset += len(part.text)
+        return report
 
 
 def _parsed(kind: Any, body: bytes) -> Any:
@@ -403,6 +450,29 @@ def _parsed(kind: Any, body: bytes) -> Any:
         place = ".".join(str(part) for part in first["loc"])[:100]
         message = first["msg"].removeprefix("Value error, ")
         raise APIError(400, f"{place}: {message}" if place else message, param=place or None) from error
+
+
+def _in_own_thread(work: Callable[[], Any], done: Callable[[], None]) -> asyncio.Future[Any]:
+    """What `work` returns, from a thread that nothing waits for if it never ends; `done` is called when it does."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[Any] = loop.create_future()
+
+    def tell(result: Any, error: BaseException | None) -> None:
+        done()
+        if not found.cancelled():
+            found.set_exception(error) if error else found.set_result(result)
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(tell, result, error)
+
+    threading.Thread(target=run, name="form", daemon=True).start()
+    return found
 
 
 async def _gone(request: Request) -> None:

@@ -1,4 +1,5 @@
-"""What may be asked by OpenAI's API, as far as this server does it; the rest is refused by name.
+"""What may be asked by OpenAI's API, as far as this server does it. What would change the answer and cannot be done is
+refused by name; other fields are ignored.
 
 Source: https://platform.openai.com/docs/api-reference. Fields that other servers know besides are taken too: `top_k`,
 `min_p`, `repetition_penalty`.
@@ -8,13 +9,27 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
 
 MOST_TEXTS = 64
 _Text = Annotated[str, Field(max_length=1_000)]
 _Stops = Annotated[list[_Text], Field(max_length=16)]
-_TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
 _REFUSED = ("tools", "functions", "logit_bias", "audio", "suffix")
+_PROMPT = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MOST_TEXTS},
+        {"type": "array", "items": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}},
+    ]
+}
 
 
 class _Request(BaseModel):
@@ -23,8 +38,8 @@ class _Request(BaseModel):
     model: str
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    top_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] | None = None
@@ -72,7 +87,7 @@ class ChatMessage(BaseModel):
     """One turn of a conversation."""
 
     role: Annotated[str, Field(min_length=1, max_length=64)]
-    content: str | list[ContentPart] | None = None
+    content: str | Annotated[list[ContentPart], Field(max_length=4096, fail_fast=True)] | None = None
 
     @property
     def as_message(self) -> dict[str, str]:
@@ -114,22 +129,38 @@ class ResponseFormat(BaseModel):
 class ChatRequest(_Request):
     """The body of /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
 
 
+def _prompts(given: Any) -> list[str | list[int]]:
+    """Texts or token ids, one for each prompt. By hand, since pydantic would list what is wrong with each of a million
+    tokens, four times."""
+
+    def ids(value: Any) -> bool:
+        return isinstance(value, list) and bool(value) and all(type(i) is int and 0 <= i < 2**31 for i in value)
+
+    if isinstance(given, str) or ids(given):
+        return [given]
+    several = isinstance(given, list) and 0 < len(given) <= MOST_TEXTS
+    if several and (all(isinstance(part, str) for part in given) or all(ids(part) for part in given)):
+        return given
+    raise ValueError(f"a text, a list of token ids, or up to {MOST_TEXTS} of either")
+
+
 class CompletionRequest(_Request):
     """The body of /v1/completions."""
 
-    prompt: str | _TokenIds | Annotated[list[str] | list[_TokenIds], Field(min_length=1, max_length=MOST_TEXTS)]
+    prompt: Annotated[list[str | list[int]], PlainValidator(_prompts), WithJsonSchema(_PROMPT)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool | None = None
+    best_of: int | None = None
 
-    @property
-    def prompts(self) -> list[str | list[int]]:
-        """Texts or token ids, one for each prompt."""
-        given: Any = self.prompt
-        return [given] if isinstance(given, str) or isinstance(given[0], int) else given
+    @model_validator(mode="after")
+    def _one_of_one(self) -> CompletionRequest:
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise ValueError("this server does not do best_of")
+        return self

@@ -72,7 +72,7 @@ def fill(browser, css, value):
 
 def open_settings(browser, length=12):
     """With the key, which the page asks for."""
-    wait_until(lambda: "asks for a key" in find(browser, "#empty").text, 20)
+    wait_until(lambda: "asks for a key" in find(browser, "#problem").text, 20)
     assert find(browser, "details").get_attribute("open") is not None
     fill(browser, "#key", "secret")
     wait_until(lambda: find(browser, "#send").is_enabled(), 20)
@@ -98,7 +98,7 @@ def test_a_conversation(browser, server):
     body = {"model": "tiny", "max_tokens": 12, "temperature": 0, "messages": [{"role": "user", "content": first[0][1]}]}
     answer = server.ask("POST", "/v1/chat/completions", body, {"Authorization": "Bearer secret"})[2]
     assert answer["choices"][0]["message"]["content"] == first[1][1]
-    assert "Cut off" in find(browser, ".note").text
+    assert "Cut off" in find(browser, "#log .note").text
     find(browser, "#regenerate").click()
     wait_until(lambda: find(browser, "#send").is_displayed() and len(turns(browser)) == 2)
     assert turns(browser) == first
@@ -110,6 +110,10 @@ def test_a_conversation(browser, server):
     find(browser, "#new").click()
     assert turns(browser) == [] and len(browser.find_elements("css selector", "#conversation option")) == 2
     assert find(browser, "#conversation option:nth-child(2)").text.startswith("def")
+    find(browser, "#conversation option:nth-child(2)").click()
+    find(browser, "#delete").click()
+    browser.switch_to.alert.accept()
+    assert turns(browser) == [] and len(browser.find_elements("css selector", "#conversation option")) == 1
 
 
 def test_stop_and_keyboard(browser):
@@ -123,7 +127,7 @@ def test_stop_and_keyboard(browser):
         assert find(browser, "#stop").is_displayed() and not find(browser, "#send").is_displayed()
         find(browser, "#stop").click() if stop == "click" else find(browser, "#text").send_keys(Keys.ESCAPE)
         wait_until(lambda: find(browser, "#send").is_displayed())
-        assert browser.find_elements("css selector", ".note")[-1].text == "Stopped"
+        assert browser.find_elements("css selector", "#log .note")[-1].text == "Stopped"
         assert browser.switch_to.active_element.get_attribute("id") == "text"
     find(browser, "#text").send_keys("two", Keys.SHIFT, Keys.ENTER, Keys.SHIFT, "lines")
     assert find(browser, "#text").get_attribute("value") == "two\nlines"
@@ -159,8 +163,8 @@ def test_a_failure_is_said_and_can_be_tried_again(browser):
     wait_until(lambda: find(browser, "#send").is_enabled())
     fill(browser, "#temperature", "9")
     say(browser, "def")
-    assert "temperature" in find(browser, ".error").text
+    assert "temperature" in find(browser, "#log .error").text
     fill(browser, "#temperature", "0")
     find(browser, "#regenerate").click()
     wait_until(lambda: find(browser, "#send").is_displayed() and turns(browser)[-1][1])
-    assert not browser.find_elements("css selector", ".error")
+    assert not [note for note in browser.find_elements("css selector", ".error") if note.text]

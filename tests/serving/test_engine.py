@@ -1,6 +1,5 @@
 """Continuous batching: whatever joins and leaves, every text is the one that `Generator` writes alone."""
 
-import json
 import random
 import threading
 import time
@@ -186,7 +185,7 @@ def test_warming_up_changes_nothing(generator):
     engine.submit([reader.job for reader in readers])
     for reader, prompt in zip(readers, prompts(12, longest=30, seed=9), strict=True):
         assert reader.tokens() == alone(generator, prompt, max_new_tokens=12).token_ids
-    assert compiled > 0 and json.dumps(compiled)
+    assert compiled > 0
     engine.close()
 
 

@@ -119,12 +119,18 @@ def test_log_probabilities(client, lm):
     for token in choice.logprobs.content:
         assert len(token.top_logprobs) == 4
         assert token.logprob == max(other.logprob for other in token.top_logprobs)  # greedy
-        assert bytes(token.bytes).decode("utf-8", "replace") == token.token or not token.bytes
+        raw = bytes(token.bytes)
+        assert token.token == (raw.decode() if raw.isascii() and raw else token.token)
+        assert raw.isascii() or token.token in (
+            "bytes:" + "".join(f"\\x{b:02x}" for b in raw),
+            raw.decode("utf-8", "replace"),
+        )
     completion = client.completions.create(model="tiny", prompt="def f", max_tokens=6, temperature=0, logprobs=2)
     expected = lm.complete(["def f"], max_new_tokens=6, log_probabilities=True)[0][0]
     report = completion.choices[0].logprobs
     assert report.token_logprobs == pytest.approx(expected.log_probabilities, abs=1e-4)
-    assert "".join(report.tokens) == completion.choices[0].text == expected.text
+    assert completion.choices[0].text == expected.text
+    assert report.text_offset[0] == 0 and report.text_offset == sorted(report.text_offset)
 
 
 def test_completions(client, lm):
@@ -138,6 +144,29 @@ def test_completions(client, lm):
     )
     streamed = client.completions.create(model="tiny", prompt="def one", max_tokens=7, temperature=0, stream=True)
     assert "".join(chunk.choices[0].text for chunk in streamed) == expected[0]
+
+
+def test_a_bounded_string_alone(client):
+    """Which outlines-core by itself would never be done with."""
+    form = {"type": "json_schema", "json_schema": {"schema": {"type": "string", "maxLength": 40, "minLength": 3}}}
+    answer = chat(client, response_format=form, max_tokens=100, temperature=1.0, seed=1)
+    assert 3 <= len(json.loads(answer.choices[0].message.content)) <= 40
+
+
+def test_equal_prompts_of_a_request_get_texts_of_their_own(client, lm):
+    given = {"model": "tiny", "max_tokens": 9, "temperature": 1.0, "seed": 3}
+    answer = client.completions.create(prompt=["def", "for", "def"], **given)
+    options = gpt_keras.SamplingOptions(max_new_tokens=9, temperature=1.0, seed=3)
+    expected = lm.generator.complete([lm.generator.encode(p) for p in ("def", "for", "def")], options)
+    assert [choice.text for choice in answer.choices] == [found[0].text for found in expected]
+    assert answer.choices[0].text != answer.choices[2].text
+
+
+def test_a_million_wrong_tokens_are_refused_at_once(server):
+    begin = time.perf_counter()
+    assert server.ask("POST", COMPLETIONS, {"model": "tiny", "prompt": [-1] * 100_000})[0] == 400
+    assert server.ask("POST", CHAT, {"model": "tiny", "messages": [{}] * 100_000})[0] == 400
+    assert time.perf_counter() - begin < 5
 
 
 def test_json_by_a_schema(client):
@@ -166,6 +195,13 @@ def test_json_by_a_schema(client):
     ({"top_logprobs": 21, "logprobs": True}, 400, "top_logprobs"),
     ({"stop": 5}, 400, "stop"),
     ({"response_format": {"type": "json_schema"}}, 400, "needs json_schema"),
+    *(
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}, 400, "schema")
+        for schema in (
+            {"type": 5}, {"type": None}, {"type": [[]]}, {"properties": 5}, {"anyOf": 5}, {"properties": []},
+            {"type": "object", "required": 5}, {"required": [[]]}, {"$defs": 5}, {"$ref": "#/$defs/a", "$defs": 5},
+        )
+    ),
     ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "what"}}}}, 400, "what"),
     ({"messages": [{"role": "user", "content": "word " * 3000}]}, 400, "the model's context is 2000"),
     ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, ""),
