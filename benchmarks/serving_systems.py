@@ -76,7 +76,7 @@ def serve_transformers(folder: str, port: int, dtype: str) -> None:
     """A model of transformers behind FastAPI: what has come when the last batch is done is the next batch."""
     import torch
     import uvicorn
-    from fastapi import FastAPI, Request
+    from fastapi import FastAPI
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
@@ -114,9 +114,9 @@ def serve_transformers(folder: str, port: int, dtype: str) -> None:
         return "ok"
 
     @app.post("/v1/completions")
-    async def complete(request: Request) -> Any:
+    async def complete(asked: dict[str, Any]) -> Any:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        await queue.put((await request.json(), future))
+        await queue.put((asked, future))
         return await future
 
     async def main() -> None:

@@ -206,7 +206,7 @@ class OpenAIAPI:
     async def _answer(
         self, request: Request, model: ServedModel, jobs: list[Job], style: _Style, stream: bool
     ) -> Response:
-        parts = _Parts(jobs, self._seconds)
+        parts = _Parts(jobs, self._seconds, stream)
         try:
             model.engine.submit(jobs)
         except BusyError as error:
@@ -229,16 +229,27 @@ class OpenAIAPI:
 
 
 class _Parts:
-    """What the engine tells of some jobs, for this event loop."""
+    """What the engine tells of some jobs, for this event loop.
 
-    def __init__(self, jobs: list[Job], seconds: float) -> None:
+    Args:
+        jobs: The jobs.
+        seconds: What they may take.
+        stream: Whether it is told as it comes; else when a job has ended, which wakes the loop less often.
+    """
+
+    def __init__(self, jobs: list[Job], seconds: float, stream: bool) -> None:
         self._jobs, self._seconds = jobs, seconds
-        self._queue: asyncio.Queue[tuple[int, Part]] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[int, list[Part]]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
         def listener(number: int) -> Callable[[Part], None]:
+            held: list[Part] = []
+
             def hear(part: Part) -> None:
-                loop.call_soon_threadsafe(self._queue.put_nowait, (number, part))
+                held.append(part)
+                if stream or part.finish_reason is not None:
+                    loop.call_soon_threadsafe(self._queue.put_nowait, (number, held.copy()))
+                    held.clear()
 
             return hear
 
@@ -254,13 +265,14 @@ class _Parts:
         going = len(self._jobs)
         while going:
             # The engine keeps the time; that it does is not taken for granted.
-            number, part = await asyncio.wait_for(self._queue.get(), self._seconds + _GRACE_SECONDS)
-            if part.finish_reason == "timeout":
-                raise APIError(504, "the answer took too long")
-            if part.finish_reason == "error":
-                raise APIError(500, "the server failed on this request; its log says how")
-            yield number, part
-            going -= part.finish_reason is not None
+            number, parts = await asyncio.wait_for(self._queue.get(), self._seconds + _GRACE_SECONDS)
+            for part in parts:
+                if part.finish_reason == "timeout":
+                    raise APIError(504, "the answer took too long")
+                if part.finish_reason == "error":
+                    raise APIError(500, "the server failed on this request; its log says how")
+                yield number, part
+                going -= part.finish_reason is not None
 
     def cancel(self) -> None:
         """Whoever asked is gone, or has everything."""
