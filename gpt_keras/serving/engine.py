@@ -268,8 +268,8 @@ class Engine:
         if not going:
             return
         self._make_room([job for _, job in going])
-        free = (slot for slot in range(self._slots.count) if slot not in self._rows)
-        for (row, job), slot in zip(going, list(free), strict=False):
+        free = [slot for slot in range(self._slots.count) if slot not in self._rows]
+        for (row, job), slot in zip(going, free, strict=False):
             self._slots.insert(prefill.cache, row, slot, len(job.sequence.prompt))
             self._rows[slot] = job
 
