@@ -22,7 +22,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import ClientDisconnect
 
 from gpt_keras import __version__
-from gpt_keras.serving import tensor_json
+from gpt_keras.serving import answer_json
 from gpt_keras.serving.metrics import Metrics
 from gpt_keras.serving.openai_api import APIError, OpenAIAPI, ServedModel
 from gpt_keras.serving.openai_schema import ChatRequest, CompletionRequest
@@ -304,7 +304,7 @@ def _refusal(endpoint: str, error: APIError) -> Response:
     """The error in the form of the API that was asked."""
     if endpoint in _OPENAI:
         return error.response
-    response = _json(error.status, tensor_json.error(error.message))
+    response = _json(error.status, answer_json.error(error.message))
     response.headers.update(
         {k: v for k, v in error.response.headers.items() if k in ("retry-after", "www-authenticate")}
     )

@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError
 
 from gpt_keras.data.errors import InputError
 from gpt_keras.serving.errors import HTTP_STATUS, RequestError
-from gpt_keras.serving.tensor_json import TensorSpec
+from gpt_keras.serving.request_json import TensorSpec
 
 LOGGER = logging.getLogger("gpt_keras.serving")
 DEFAULT_SIGNATURE = "serving_default"

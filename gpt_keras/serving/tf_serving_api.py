@@ -8,7 +8,7 @@ from urllib.parse import unquote_to_bytes
 
 import numpy as np
 
-from gpt_keras.serving import tensor_json
+from gpt_keras.serving import answer_json, request_json
 from gpt_keras.serving.errors import RequestError
 from gpt_keras.serving.servables import SavedModels, Servable
 
@@ -47,7 +47,7 @@ class TFServingAPI:
                     raise
                 return 200, self._answer(http_method, path, body)  # the version was unloaded in between: the next one
         except RequestError as error:
-            return error.http_status, tensor_json.error(error.message) if error.message else b""
+            return error.http_status, answer_json.error(error.message) if error.message else b""
 
     def _answer(self, http_method: str, path: str, body: bytes) -> bytes:
         pattern = {"POST": _POST, "GET": _GET}.get(http_method)
@@ -61,22 +61,22 @@ class TFServingAPI:
         if http_method == "POST":
             assert name is not None
             answers = {"predict": self._predict, "classify": self._classify, "regress": self._regress}
-            document = tensor_json.parse(body)
+            document = request_json.parse(body)
             return answers[found["method"].lower()](document, name, number, label)
         if name is None:
             raise RequestError("Missing model name in request.")
         return self._metadata(name, number, label) if found["part"] else self._status(name, number)
 
     def _predict(self, document: dict[str, Any], name: str, version: int | None, label: str | None) -> bytes:
-        signature = tensor_json.signature_name(document)
+        signature = request_json.signature_name(document)
         _, servable = self._models.get(name, version, label)
-        request = tensor_json.predict_request(document, servable.specs(signature))
+        request = request_json.predict_request(document, servable.specs(signature))
         outputs = servable.run(signature, request.inputs)
-        return tensor_json.predictions(outputs, request.rows)
+        return answer_json.predictions(outputs, request.rows)
 
     def _classify(self, document: dict[str, Any], name: str, version: int | None, label: str | None) -> bytes:
-        examples, (_, servable) = tensor_json.examples(document), self._models.get(name, version, label)
-        signature = tensor_json.signature_name(document)
+        examples, (_, servable) = request_json.examples(document), self._models.get(name, version, label)
+        signature = request_json.signature_name(document)
         found = _signature(servable, signature)
         if len(found.inputs) != 1:
             raise RequestError("Expected one input Tensor.")
@@ -91,11 +91,11 @@ class TFServingAPI:
                 "FAILED_PRECONDITION",
             )
         outputs = servable.run(signature, {"inputs": np.array(examples, object)})
-        return tensor_json.classifications(outputs.get("classes"), outputs.get("scores"), len(examples))
+        return answer_json.classifications(outputs.get("classes"), outputs.get("scores"), len(examples))
 
     def _regress(self, document: dict[str, Any], name: str, version: int | None, label: str | None) -> bytes:
-        examples, (_, servable) = tensor_json.examples(document), self._models.get(name, version, label)
-        signature = tensor_json.signature_name(document)
+        examples, (_, servable) = request_json.examples(document), self._models.get(name, version, label)
+        signature = request_json.signature_name(document)
         found = _signature(servable, signature)
         if len(found.inputs) != 1:
             raise RequestError("Expected one input Tensor.")
@@ -105,7 +105,7 @@ class TFServingAPI:
             if side not in names:
                 raise RequestError(f"No regression {side} found in SignatureDef: {found}", "FAILED_PRECONDITION")
         outputs = servable.run(signature, {"inputs": np.array(examples, object)})
-        return tensor_json.regressions(outputs["outputs"], len(examples))
+        return answer_json.regressions(outputs["outputs"], len(examples))
 
     def _status(self, name: str, version: int | None) -> bytes:
         from tensorflow_serving.apis import get_model_status_pb2

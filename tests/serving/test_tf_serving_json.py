@@ -8,21 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_keras.serving import tensor_json
+from gpt_keras.serving import answer_json, request_json
 from gpt_keras.serving.errors import RequestError
-from gpt_keras.serving.tensor_json import TensorSpec
+from gpt_keras.serving.request_json import TensorSpec
 
 FLOAT, STRING = {"x": TensorSpec("float")}, {"text": TensorSpec("string")}
 
 
 def inputs(body, specs):
-    return tensor_json.predict_request(tensor_json.parse(body.encode()), specs)
+    return request_json.predict_request(request_json.parse(body.encode()), specs)
 
 
 @given(st.floats(width=32))
 @settings(max_examples=500, deadline=None)
 def test_a_float_comes_back_as_it_was_and_is_seen_to_be_one(value):
-    text = tensor_json.decimal(value, np.float32)
+    text = answer_json.decimal(value, np.float32)
     assert (math.isnan(value) and text == "NaN") or np.float32(float(text)) == np.float32(value)
     assert text in ("NaN", "Infinity", "-Infinity") or "." in text or "e" in text
 
@@ -30,7 +30,7 @@ def test_a_float_comes_back_as_it_was_and_is_seen_to_be_one(value):
 @given(st.floats())
 @settings(max_examples=500, deadline=None)
 def test_a_double_comes_back_as_it_was(value):
-    text = tensor_json.decimal(value, np.float64)
+    text = answer_json.decimal(value, np.float64)
     assert (math.isnan(value) and text == "NaN") or float(text) == value
 
 
@@ -40,7 +40,7 @@ def test_a_double_comes_back_as_it_was(value):
      (0.1 + 0.2, "0.3"), (123456.7, "123456.703")],
 )  # fmt: skip
 def test_floats_are_written_in_six_digits_if_those_say_it_all(value, text):
-    assert tensor_json.decimal(float(np.float32(value)), np.float32) == text
+    assert answer_json.decimal(float(np.float32(value)), np.float32) == text
 
 
 SHAPES = st.lists(st.integers(0, 3), min_size=0, max_size=4)
@@ -57,10 +57,10 @@ def test_tensors_are_written_as_the_lists_that_they_are(shape, dtype, draw):
         expected = np.array([text.decode() for text in flat], object).reshape(shape).tolist()
     else:
         expected = tensor.tolist()
-    assert json.loads(tensor_json.predictions({"y": tensor}, rows=False)) == {"outputs": expected}
+    assert json.loads(answer_json.predictions({"y": tensor}, rows=False)) == {"outputs": expected}
     if shape:
-        assert json.loads(tensor_json.predictions({"y": tensor}, rows=True)) == {"predictions": expected}
-        two = json.loads(tensor_json.predictions({"y": tensor, "z": tensor}, rows=True))["predictions"]
+        assert json.loads(answer_json.predictions({"y": tensor}, rows=True)) == {"predictions": expected}
+        two = json.loads(answer_json.predictions({"y": tensor, "z": tensor}, rows=True))["predictions"]
         assert two == [{"y": entry, "z": entry} for entry in expected]
 
 
@@ -87,7 +87,7 @@ def test_bytes_arrive_by_base64_or_raw():
         b"\xff\0\xfe",
         b"\xff",
     ]
-    found = tensor_json.predict_request(tensor_json.parse(b'{"inputs": ["a\xff"]}'), STRING)
+    found = request_json.predict_request(request_json.parse(b'{"inputs": ["a\xff"]}'), STRING)
     assert found.inputs["text"].tolist() == [b"a\xff"]
 
 
@@ -158,10 +158,10 @@ def test_a_message_quotes_no_more_than_the_beginning_of_a_large_request():
 @settings(max_examples=1000, deadline=None)
 def test_whatever_comes_is_read_or_refused(body):
     try:
-        tensor_json.predict_request(tensor_json.parse(body), STRING)
+        request_json.predict_request(request_json.parse(body), STRING)
     except RequestError as error:
         assert (
-            json.loads(tensor_json.error(error.message))["error"] == error.message.encode("utf-8", "replace").decode()
+            json.loads(answer_json.error(error.message))["error"] == error.message.encode("utf-8", "replace").decode()
         )
 
 
@@ -175,20 +175,20 @@ VALUES = st.recursive(
        st.sampled_from(["float", "double", "int32", "int64", "uint8", "uint64", "string", "bool", "half"]))  # fmt: skip
 @settings(max_examples=1000, deadline=None)
 def test_any_json_in_any_field_is_read_or_refused(key, value, dtype):
-    document = tensor_json.parse(json.dumps({key: value}).encode()) if _plain(value) else {key: value}
+    document = request_json.parse(json.dumps({key: value}).encode()) if _plain(value) else {key: value}
     for read in (
-        lambda: tensor_json.predict_request(document, {"x": TensorSpec(dtype)}),
-        lambda: tensor_json.examples(document),
+        lambda: request_json.predict_request(document, {"x": TensorSpec(dtype)}),
+        lambda: request_json.examples(document),
     ):
         try:
             read()
         except RequestError as error:
-            tensor_json.error(error.message)
+            answer_json.error(error.message)
 
 
 def _plain(value) -> bool:
     try:
-        tensor_json.parse(json.dumps({"x": value}).encode())
+        request_json.parse(json.dumps({"x": value}).encode())
     except RequestError:
         return False
     return True
