@@ -10,7 +10,10 @@ import time
 from http.client import HTTPConnection
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from ..conftest import build
 
 WRITE = '''
 import os, sys
@@ -179,3 +182,22 @@ def wait_until(holds, seconds: float = 60.0) -> None:
     while not holds():
         assert time.monotonic() < end, "it did not come to be"
         time.sleep(0.05)
+
+
+def save_chat_model(tokenizer, folder: Path, context_length: int) -> Path:
+    """A model of random weights with a chat template; greedy texts of it never end by themselves."""
+    import gpt_keras
+    from gpt_keras.config import GPTConfig
+    from gpt_keras.data.conversations import DEFAULT_TEMPLATE
+
+    tokenizer = tokenizer.with_special(["<|system|>", "<|user|>", "<|assistant|>"]).with_template(DEFAULT_TEMPLATE)
+    config = GPTConfig.from_preset(
+        "nano", vocabulary_size=640, context_length=context_length, initializer_range=0.3, tie_embeddings=True
+    )
+    model = build(config)
+    table = model.embedding.token_embedding
+    weights = np.array(table)
+    weights[list(tokenizer.end_ids)] = 0.0  # whose logits are then 0, and others' above it
+    table.assign(weights)
+    gpt_keras.LanguageModel(model, tokenizer).save(folder)
+    return folder

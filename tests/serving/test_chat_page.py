@@ -4,12 +4,7 @@ import shutil
 
 import pytest
 
-import gpt_keras
-from gpt_keras.config import GPTConfig
-from gpt_keras.data.conversations import DEFAULT_TEMPLATE
-
-from ..conftest import build
-from .conftest import Server, wait_until
+from .conftest import Server, save_chat_model, wait_until
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.browser]
 
@@ -26,9 +21,7 @@ return [...document.querySelectorAll("#log > li")].map(e => [e.className, e.quer
 @pytest.fixture(scope="module")
 def server(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
-    special = tokenizer.with_special(["<|system|>", "<|user|>", "<|assistant|>"]).with_template(DEFAULT_TEMPLATE)
-    config = GPTConfig.from_preset("nano", vocabulary_size=640, context_length=4000, initializer_range=0.3)
-    gpt_keras.LanguageModel(build(config), special).save(folder / "model")
+    save_chat_model(tokenizer, folder / "model", 4000)
     server = Server(folder, "--model", f"tiny={folder / 'model'}", "--api-key", "secret")
     server.wait_ready()
     yield server
@@ -120,7 +113,7 @@ def test_stop_and_keyboard(browser):
     from selenium.webdriver.common.keys import Keys
 
     open_settings(browser, length=3900)
-    fill(browser, "#temperature", "1")
+    fill(browser, "#temperature", "0")
     for stop in ("click", "escape"):
         say(browser, "def", done=False)
         wait_until(lambda: turns(browser) and len(turns(browser)[-1][1]) > 20)  # it streams

@@ -16,11 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import gpt_keras
-from gpt_keras.config import GPTConfig
-from gpt_keras.data.conversations import DEFAULT_TEMPLATE
 
-from ..conftest import build
-from .conftest import Server, wait_until
+from .conftest import Server, save_chat_model, wait_until
 
 pytestmark = pytest.mark.tensorflow
 
@@ -32,11 +29,7 @@ LOAD_SECONDS = float(os.environ.get("GPT_KERAS_TEST_LOAD_SECONDS", "30"))
 
 @pytest.fixture(scope="module")
 def folder(tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("served") / "model"
-    special = tokenizer.with_special(["<|system|>", "<|user|>", "<|assistant|>"]).with_template(DEFAULT_TEMPLATE)
-    config = GPTConfig.from_preset("nano", vocabulary_size=640, context_length=CONTEXT, initializer_range=0.3)
-    gpt_keras.LanguageModel(build(config), special).save(folder)
-    return folder
+    return save_chat_model(tokenizer, tmp_path_factory.mktemp("served") / "model", CONTEXT)
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +251,7 @@ def test_a_reader_that_hangs_up_frees_its_slot(server):
         text = server.ask("GET", "/metrics")[2]
         return float(text.split('gpt_keras_engine_running{model="tiny"} ')[1].split("\n")[0])
 
-    body = {"model": "tiny", "messages": HELLO, "max_tokens": 1900, "temperature": 1.0, "stream": True}
+    body = {"model": "tiny", "messages": HELLO, "max_tokens": 1900, "temperature": 0, "stream": True}
     for stream in (True, False):
         content = json.dumps({**body, "stream": stream}).encode()
         for _ in range(4):
