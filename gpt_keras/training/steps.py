@@ -50,8 +50,10 @@ class TrainedModel(keras.Model):
         On JAX the trained values are not in the variables during `fit`. Keras puts them back when a callback asks for
         the model, and takes them out again for the next step: a few milliseconds, of which a GPU's step has twenty.
         """
-        state = getattr(self, "_jax_state", None)
-        if keras.backend.backend() != "jax" or not state or self._jax_state_synced or processes().count > 1:
+        state = getattr(self, "_jax_state", None) if keras.backend.backend() == "jax" else None
+        if state and not self._jax_state_synced and processes().count > 1:
+            self.jax_state_sync()  # an array of several processes is not simply replaced
+        if not state or self._jax_state_synced:
             self.optimizer.learning_rate = learning_rate
             self.reset_metrics()
             return
