@@ -113,11 +113,10 @@ def test_log_probabilities(client, lm):
         assert len(token.top_logprobs) == 4
         assert token.logprob == max(other.logprob for other in token.top_logprobs)  # greedy
         raw = bytes(token.bytes)
-        assert token.token == (raw.decode() if raw.isascii() and raw else token.token)
-        assert raw.isascii() or token.token in (
-            "bytes:" + "".join(f"\\x{b:02x}" for b in raw),
-            raw.decode("utf-8", "replace"),
-        )
+        try:
+            assert token.token == raw.decode() or not raw  # special tokens have names and no bytes
+        except UnicodeDecodeError:
+            assert token.token == "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
     completion = client.completions.create(model="tiny", prompt="def f", max_tokens=6, temperature=0, logprobs=2)
     expected = lm.complete(["def f"], max_new_tokens=6, log_probabilities=True)[0][0]
     report = completion.choices[0].logprobs
