@@ -9,6 +9,7 @@ Szegedy et al. 2016; z-loss, Chowdhery et al. 2022 (PaLM), section 5.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -93,6 +94,7 @@ def loss_and_slope(
     label_smoothing: float,
     z_loss: float,
     vocabulary: int | None = None,
+    reduce: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The summed loss of a piece, and its gradient with respect to the logits, in their dtype.
 
@@ -103,6 +105,7 @@ def loss_and_slope(
         label_smoothing: As `summed_loss`.
         z_loss: As `summed_loss`.
         vocabulary: How many of the logits mean something, by default all; the others' gradient is 0.
+        reduce: What `max_sum_and_chosen` does, by default that.
     """
     wide = ops.cast(logits, "float32")
     columns = ops.arange(logits.shape[-1], dtype="int32")
@@ -110,12 +113,10 @@ def loss_and_slope(
     there = columns < vocabulary
     if vocabulary < logits.shape[-1]:
         wide = ops.where(there, wide, -1e30)
-    largest = ops.max(wide, axis=-1, keepdims=True)
-    exponents = ops.exp(wide - largest)
-    total = ops.sum(exponents, axis=-1, keepdims=True)
-    normalizer = (largest + ops.log(total))[..., 0]
     chosen = columns == targets[..., None]
-    picked = ops.sum(ops.where(chosen, wide, 0.0), axis=-1)
+    largest, total, picked = (reduce or max_sum_and_chosen)(wide, chosen)
+    exponents = ops.exp(wide - largest)
+    normalizer = (largest + ops.log(total))[..., 0]
     loss = normalizer - (1.0 - label_smoothing) * picked
     if label_smoothing:
         loss = loss - (label_smoothing / vocabulary) * ops.sum(ops.where(there, wide, 0.0), axis=-1)
@@ -129,6 +130,14 @@ def loss_and_slope(
     if label_smoothing:
         slope = slope - ops.where(there, (label_smoothing / vocabulary) * weights[..., None], 0.0)
     return ops.sum(loss * weights), ops.cast(slope, logits.dtype)
+
+
+def max_sum_and_chosen(wide: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of `wide` [..., vocabulary], the largest m and the sum of exp(wide - m), both [..., 1], and the one that is
+    `chosen`, [...]."""
+    largest = ops.max(wide, axis=-1, keepdims=True)
+    total = ops.sum(ops.exp(wide - largest), axis=-1, keepdims=True)
+    return largest, total, ops.sum(ops.where(chosen, wide, 0.0), axis=-1)
 
 
 def _pieces(x: Tensor, hidden: Tensor, table: Tensor) -> list[Tensor]:
