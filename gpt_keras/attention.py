@@ -112,22 +112,17 @@ class MaskedMultiHeadSelfAttention(Part):
         """
         query, key, value = self.project(x, positions)
         if cache is not None:
-            key = kernels.write_cache(cache[0], key, positions)
-            value = kernels.write_cache(cache[1], value, positions)
-            cache = (key, value)
-        if cache is None and select is None:
+            gathered, cache = kernels.cached_attention(query, key, value, cache, positions, attention_mask, select)
+            return self.output_projection(kernels.merge_heads(gathered), residual), cache
+        if select is None:
             rate = self.config.dropout
             gathered = kernels.causal_attention(query, key, value, attention_mask, rate, dropout_seed)
             return self.output_projection(kernels.merge_heads(gathered), residual)
-        slots = positions if cache is not None else None
-        if select is not None:
-            query = kernels.pick(query, select, axis=2)
-            slots = select[:, None] if slots is None else kernels.pick(slots, select, axis=1)
-            attention_mask = None if attention_mask is None else kernels.pick(attention_mask, select, axis=1)
+        query, slots = kernels.pick(query, select, axis=2), select[:, None]
+        attention_mask = None if attention_mask is None else kernels.pick(attention_mask, select, axis=1)
         probabilities = self.probabilities(query, key, slots, attention_mask)
         gathered = kernels.weighted_values(probabilities, value)
-        output = self.output_projection(kernels.merge_heads(gathered), residual)
-        return output if cache is None else (output, cache)
+        return self.output_projection(kernels.merge_heads(gathered), residual)
 
     def project(self, x: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [batch, num_heads, length, head_dim], and keys and values [batch, num_key_value_heads, length,

@@ -2,7 +2,7 @@
 
 `Decoder` runs `GPT.step` compiled for a handful of shapes: lengths, caches and batches are padded to buckets, and
 `num_compilations` counts those in use. What comes out are logits; choosing from them is `sampling` and `generation`.
-Another engine, a quantized one say, has to offer `start` and what `Rows` offers, and nothing else.
+`litert.decoder` is another engine that offers the same.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from keras import ops
 
 from gpt_keras import sampling
 from gpt_keras.compilation import TransposedKernels, compile_function, compile_step, hold, on_cpu
+from gpt_keras.config import GPTConfig
 from gpt_keras.model import GPT
 
 Tensor = Any
@@ -40,6 +41,12 @@ class Decoder:
         self._following = False
         self._step = compile_step(model, self._forward, self._kernels)
         self._take = compile_function(_take_rows)
+        self._insert = _compile_insert()
+
+    @property
+    def config(self) -> GPTConfig:
+        """The model's."""
+        return self.model.config
 
     @property
     def in_background(self) -> bool:
@@ -63,7 +70,7 @@ class Decoder:
         longest = int(lengths.max())
         width = min(bucket(longest, SMALLEST_BUCKET), context)
         slots = max(width, min(bucket(longest + room, SMALLEST_BUCKET), context))
-        batch = 1 << (len(prompts) - 1).bit_length()
+        batch = self.batch_size(len(prompts))
         token_ids = np.zeros((batch, width), np.int32)
         for row, prompt in enumerate(prompts):
             token_ids[row, : len(prompt)] = prompt
@@ -91,7 +98,7 @@ class Decoder:
             Logits [batch, vocabulary_size] at index `select` of each row with the most probable tokens int32 [batch],
             and the new cache; the old one must not be used again.
         """
-        self._shapes.add((*token_ids.shape, int(cache[0][0].shape[2])))
+        self._shapes.add((*token_ids.shape, self.slots_of(cache)))
         if token_ids.shape[1] > 1:
             return self._prefill(cache, token_ids, positions, select)
         if self._kernels is not None and not self._following:  # only now: the first token need not wait for it
@@ -104,10 +111,28 @@ class Decoder:
             logits, cache = self.model.step(token_ids, positions, cache=cache, select=select)
         return (logits[:, 0], sampling.greedy(logits[:, 0])), cache
 
+    @staticmethod
+    def batch_size(rows: int) -> int:
+        """How many rows a batch has that holds so many."""
+        return 1 << (rows - 1).bit_length()
+
+    @staticmethod
+    def slots_of(cache: Any) -> int:
+        """How many tokens of each row fit in."""
+        return int(cache[0][0].shape[2])
+
     def take(self, logits: Tensor, best: Tensor, cache: Any, index: np.ndarray) -> tuple[Tensor, Tensor, Any]:
         """The rows of logits, tokens and cache that `index` int32 [rows] names, in that order."""
         logits, best, cache = self._take(logits, best, cache, index)
         return logits, best, hold(cache)
+
+    def resized(self, cache: Any, index: np.ndarray, slots: int) -> Any:
+        """The rows of a cache that `index` int32 [rows] names, in that order, with so many slots."""
+        return hold([tuple(_resized(buffer, index, slots) for buffer in pair) for pair in cache])
+
+    def insert(self, cache: Any, other: Any, row: int, slot: int) -> Any:
+        """A cache with a row of another one, as far as it goes, in place of its row `slot`, in the same memory."""
+        return self._insert(cache, other, np.int32(row), np.int32(slot))
 
 
 class Rows:
@@ -121,7 +146,7 @@ class Rows:
     """
 
     def __init__(
-        self, decoder: Decoder, logits: Tensor, best: Tensor, cache: Any, lengths: np.ndarray, num_rows: int
+        self, decoder: Any, logits: Tensor, best: Tensor, cache: Any, lengths: np.ndarray, num_rows: int
     ) -> None:
         self._decoder, self._cache = decoder, cache
         self.logits, self.best, self.lengths, self.num_rows = logits, best, lengths, num_rows
@@ -137,7 +162,7 @@ class Rows:
 
         A row whose cache is full writes over its last entry: it must have ended.
         """
-        slots = int(self._cache[0][0].shape[2])
+        slots = self._decoder.slots_of(self._cache)
         places = np.minimum(self.lengths, slots - 1)[:, None]
         first = np.zeros(self.batch_size, np.int32)
         (self.logits, self.best), self._cache = self._decoder.step(tokens[:, None], places, first, self._cache)
@@ -146,7 +171,7 @@ class Rows:
     def take(self, index: Sequence[int]) -> None:
         """Continue with these rows instead, any of them any number of times."""
         self.num_rows = len(index)
-        padded = np.zeros(1 << (len(index) - 1).bit_length(), np.int32)
+        padded = np.zeros(self._decoder.batch_size(len(index)), np.int32)
         padded[: len(index)] = index
         if len(padded) != self.batch_size or (padded != np.arange(len(padded))).any():
             self.logits, self.best, self._cache = self._decoder.take(self.logits, self.best, self._cache, padded)
@@ -156,6 +181,40 @@ class Rows:
 def _take_rows(logits: Tensor, best: Tensor, cache: Any, index: Tensor) -> tuple[Tensor, Tensor, Any]:
     cache = [tuple(ops.take(part, index, axis=0) for part in pair) for pair in cache]
     return ops.take(logits, index, axis=0), ops.take(best, index, axis=0), cache
+
+
+def _resized(buffer: Tensor, index: np.ndarray, slots: int) -> Tensor:
+    before = buffer.shape[2]
+    taken = ops.take(buffer[:, :, : min(before, slots)], index, axis=0)
+    return ops.pad(taken, ((0, 0), (0, 0), (0, max(0, slots - before)), (0, 0)))
+
+
+def _compile_insert() -> Any:
+    """`(cache, other, row, slot)` to the cache with a row of the other in a slot, in place."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        @tf.function(autograph=False, reduce_retracing=False)
+        def insert(cache: Any, other: Any, row: Tensor, slot: Tensor) -> None:
+            for buffer, part in zip(tf.nest.flatten(cache), tf.nest.flatten(other), strict=True):
+                width = min(buffer.shape[2], part.shape[2])
+                buffer[slot, :, :width].assign(part[row, :, :width])
+
+        def call(cache: Any, other: Any, row: Any, slot: Any) -> Any:
+            insert(cache, other, row, slot)
+            return cache
+
+        return call
+    import jax
+
+    def insert_in_jax(cache: Any, other: Any, row: Tensor, slot: Tensor) -> Any:
+        def one(buffer: Tensor, part: Tensor) -> Tensor:
+            width = min(buffer.shape[2], part.shape[2])
+            return buffer.at[slot, :, :width].set(part[row, :, :width])
+
+        return jax.tree.map(one, cache, other)
+
+    return jax.jit(insert_in_jax, donate_argnums=0)
 
 
 def bucket(size: int, smallest: int) -> int:

@@ -67,7 +67,7 @@ class TokenAndPositionEmbedding(Part):
             raise ValueError(
                 f"{length} tokens do not fit {config.position} positions of context_length={config.context_length}"
             )
-        x = ops.take(self.token_embedding, token_ids, axis=0)
+        x = kernels.embed(self.token_embedding, token_ids)
         if config.position != "rotary":
             if positions is None:
                 positions = ops.arange(ops.shape(token_ids)[1], dtype="int32")[None]

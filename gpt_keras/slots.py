@@ -9,12 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
-from keras import ops
-
-from gpt_keras.compilation import hold
-from gpt_keras.decoding import Decoder
 
 Tensor = Any
 
@@ -44,7 +39,7 @@ class Prefill:
     """Prompts on their way through the model.
 
     Args:
-        decoder: Of the model.
+        decoder: Of the model, `decoding.Decoder` say.
         prompts: Token ids, of one prompt or of some that `groups` has put together.
 
     Attributes:
@@ -53,11 +48,11 @@ class Prefill:
         cache: Keys and values of the prompts.
     """
 
-    def __init__(self, decoder: Decoder, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(self, decoder: Any, prompts: Sequence[Sequence[int]]) -> None:
         self._decoder, self._prompts = decoder, prompts
         self._longest = max(map(len, prompts))
         self.batch_size = _batch_size(len(prompts))
-        self._slots = min(_power(self._longest, SMALLEST_WIDTH), decoder.model.config.context_length)
+        self._slots = min(_power(self._longest, SMALLEST_WIDTH), decoder.config.context_length)
         self._done = 0
         self.cache: Any = None
         self.logits: Tensor = None
@@ -110,19 +105,18 @@ class Slots:
         lengths: int32 [count], tokens that are in each; 0 in a free one.
     """
 
-    def __init__(self, decoder: Decoder, most: int) -> None:
+    def __init__(self, decoder: Any, most: int) -> None:
         self._decoder, self.most = decoder, most
         self.count = self.length = 0
         self.lengths = np.zeros(0, np.int32)
         self._cache: Any = []
-        self._insert = _compile_insert()
 
     def size_for(self, rows: int, length: int) -> tuple[int, int]:
         """Count and length of the slots that so many rows of up to so many tokens are kept in."""
         count = 1
         while count < rows:
             count *= 4
-        context = self._decoder.model.config.context_length
+        context = self._decoder.config.context_length
         return min(count, self.most), min(_power(length, SMALLEST_LENGTH), context)
 
     def resize(self, kept: Sequence[int], count: int, length: int) -> None:
@@ -132,16 +126,14 @@ class Slots:
         if not kept:
             self._cache = self._decoder.make_cache(count, length)
         elif (count, length) != (self.count, self.length) or list(kept) != list(range(len(kept))):
-            self._cache = hold(
-                [tuple(_resized(buffer, index, self.length, length) for buffer in pair) for pair in self._cache]
-            )
+            self._cache = self._decoder.resized(self._cache, index, length)
         lengths = np.zeros(count, np.int32)
         lengths[: len(kept)] = self.lengths[list(kept)]
         self.count, self.length, self.lengths = count, length, lengths
 
     def insert(self, cache: Any, row: int, slot: int, tokens: int) -> None:
         """Put a row of a `Prefill`'s cache, which holds so many tokens, into a slot."""
-        self._cache = self._insert(self._cache, cache, np.int32(row), np.int32(slot))
+        self._cache = self._decoder.insert(self._cache, cache, row, slot)
         self.lengths[slot] = tokens
 
     def free(self, slot: int) -> None:
@@ -163,36 +155,3 @@ class Slots:
 
 def _power(size: int, smallest: int) -> int:
     return max(smallest, 1 << max(0, size - 1).bit_length())
-
-
-def _resized(buffer: Tensor, index: np.ndarray, before: int, length: int) -> Tensor:
-    taken = ops.take(buffer[:, :, : min(before, length)], index, axis=0)
-    return ops.pad(taken, ((0, 0), (0, 0), (0, max(0, length - before)), (0, 0)))
-
-
-def _compile_insert() -> Any:
-    """`(cache, other, row, slot)` to the cache with a row of the other in a slot, in place."""
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        @tf.function(autograph=False, reduce_retracing=False)
-        def insert(cache: Any, other: Any, row: Tensor, slot: Tensor) -> None:
-            for buffer, part in zip(tf.nest.flatten(cache), tf.nest.flatten(other), strict=True):
-                width = min(buffer.shape[2], part.shape[2])
-                buffer[slot, :, :width].assign(part[row, :, :width])
-
-        def call(cache: Any, other: Any, row: Any, slot: Any) -> Any:
-            insert(cache, other, row, slot)
-            return cache
-
-        return call
-    import jax
-
-    def insert_in_jax(cache: Any, other: Any, row: Tensor, slot: Tensor) -> Any:
-        def one(buffer: Tensor, part: Tensor) -> Tensor:
-            width = min(buffer.shape[2], part.shape[2])
-            return buffer.at[slot, :, :width].set(part[row, :, :width])
-
-        return jax.tree.map(one, cache, other)
-
-    return jax.jit(insert_in_jax, donate_argnums=0)

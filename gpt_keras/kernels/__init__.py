@@ -41,7 +41,14 @@ def fast_kernels() -> Iterator[None]:
         from gpt_keras.kernels import jax_gpu
 
         found = jax_gpu.KERNELS
-    token = _faster.set(found)
+    with using(found):
+        yield
+
+
+@contextlib.contextmanager
+def using(operations: dict[str, Callable[..., Any]]) -> Iterator[None]:
+    """Code traced inside runs these instead of the operations of their names, besides those of an outer block."""
+    token = _faster.set({**_faster.get({}), **operations})
     try:
         yield
     finally:
@@ -91,6 +98,12 @@ def few_rows(transposed: dict[int, Tensor]) -> Iterator[None]:
         yield
     finally:
         _few_rows.reset(token)
+
+
+@_choose
+def embed(table: Any, token_ids: Tensor) -> Tensor:
+    """The rows of `table` [vocabulary, hidden_dim], a variable or tensor, that `token_ids` int32 [...] name."""
+    return ops.take(table, token_ids, axis=0)
 
 
 @_choose
@@ -302,6 +315,41 @@ def weighted_values(probabilities: Tensor, value: Tensor) -> Tensor:
     return _reshape(ops.matmul(rows, value), (batch, heads, length, head_dim), probabilities)
 
 
+@_choose
+def cached_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cache: tuple[Tensor, Tensor],
+    positions: Tensor,
+    mask: Tensor | None = None,
+    select: Tensor | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """What each token gathers from the slots of a cache up to its own, once it is there itself.
+
+    Args:
+        query: [batch, heads, length, head_dim].
+        key: [batch, key_value_heads, length, head_dim], of the same tokens.
+        value: As `key`.
+        cache: Keys and values, each [batch, key_value_heads, slots, head_dim].
+        positions: int32 [batch, length], the tokens' slots.
+        mask: Boolean [batch or 1, length, slots], true where a query may look, in addition to causality.
+        select: int32 [batch]; only this one token of each row gathers.
+
+    Returns:
+        [batch, heads, length (1 with `select`), head_dim], and the cache with the tokens in it.
+    """
+    keys, values = write_cache(cache[0], key, positions), write_cache(cache[1], value, positions)
+    slots = positions
+    if select is not None:
+        query, slots = pick(query, select, axis=2), pick(positions, select, axis=1)
+        mask = None if mask is None else pick(mask, select, axis=1)
+    visible = ops.arange(size(keys, 2), dtype="int32")[None, None, :] <= slots[:, :, None]
+    visible = visible if mask is None else ops.logical_and(visible, mask)
+    probabilities = attention_probabilities(query, keys, visible)
+    return weighted_values(probabilities, values), (keys, values)
+
+
 def write_cache(buffer: Tensor, new: Tensor, positions: Tensor) -> Tensor:
     """`buffer` with row b's new entry t at slot `positions[b, t]`.
 
@@ -333,6 +381,7 @@ def pick(x: Tensor, index: Tensor, axis: int) -> Tensor:
     return ops.cast(ops.sum(ops.where(chosen, x, ops.cast(0, x.dtype)), axis=axis, keepdims=True), x.dtype)
 
 
+@_choose
 def project_to_vocabulary(x: Tensor, table: Tensor) -> Tensor:
     """`x @ table^T`: logits [..., vocabulary] of `x` [..., hidden_dim] and `table` [vocabulary, hidden_dim]."""
     return _matmul(x, ops.transpose(table)) if _few_rows.get() is None else _rows_by_matrix(x, table)
