@@ -1,0 +1,177 @@
+"""One LiteRT file of many functions: the graphs that the converter made, at other sizes, around one set of weights.
+
+Converting takes seconds for each function. All functions of a form are the same graph but for their sizes, so the
+converter makes it once, at sizes that are prime numbers: where one of them divides a number in the graph, that number
+stands for it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from gpt_keras.config import GPTConfig
+from gpt_keras.data.errors import InputError
+from gpt_keras.litert.graph import WEIGHT
+from gpt_keras.litert.sizes import Sizes
+
+_IDENTIFIER = b"TFL3"
+_PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
+_SLOT_PRIMES = (10007, 10009, 10037, 10039, 10061, 10067, 10069, 10079)
+
+
+@dataclass(frozen=True)
+class Template:
+    """A graph at prime sizes.
+
+    Attributes:
+        content: The converter's model of one function.
+        sizes: Of it; a 1 is fixed, and so is 0 slots.
+    """
+
+    content: bytes
+    sizes: Sizes
+
+
+def prime_sizes(config: GPTConfig, rows: bool = True, slots: bool = True, length: bool = True) -> Sizes:
+    """Sizes that divide none of the model's own numbers; without one of them, it is fixed at its smallest."""
+    own = [value for value in config.to_dict().values() if isinstance(value, int) and value > 1]
+    own += [config.head_dim, config.intermediate_dim, config.num_key_value_heads, config.num_heads]
+    free = [p for p in _PRIMES if all(n % p for n in own)]
+    free_slots = [p for p in _SLOT_PRIMES if all(n % p for n in own)]
+    return Sizes(free[0] if rows else 1, free_slots[0] if slots else 0, free[1] if length else 1)
+
+
+def assemble(functions: Sequence[tuple[str, Template, Sizes]], weights: dict[str, np.ndarray]) -> bytes:
+    """A file with functions by name, each a template at sizes of its own.
+
+    Args:
+        functions: Names, templates, and the sizes that they are to have.
+        weights: float32, by `graph.weight_name`; each is stored once.
+
+    Raises:
+        InputError: The file would be larger than the format allows, 2 GB.
+    """
+    if sum(value.nbytes for value in weights.values()) > 1.9e9:
+        raise InputError("a LiteRT file holds at most 2 GB, and these weights are larger")
+    model = schema.ModelT()
+    model.version, model.description = 3, "gpt_keras"
+    model.buffers, model.operatorCodes, model.subgraphs, model.signatureDefs = [schema.BufferT()], [], [], []
+    model.metadata = []
+    buffers: dict[str, int] = {}
+    for name, value in weights.items():
+        buffers[name] = _add_buffer(model, np.ascontiguousarray(value).view(np.uint8).reshape(-1))
+    opened = {id(template): _open(template) for _, template, _ in functions}
+    for name, template, sizes in functions:
+        _add_function(model, name, opened[id(template)], _substitution(template.sizes, sizes), buffers)
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(model.Pack(builder), _IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def _open(template: Template) -> Any:
+    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(template.content, 0))
+
+
+def _add_buffer(model: Any, data: np.ndarray | None) -> int:
+    buffer = schema.BufferT()
+    buffer.data = data
+    model.buffers.append(buffer)
+    return len(model.buffers) - 1
+
+
+def _substitution(before: Sizes, after: Sizes) -> Callable[[int], int]:
+    """What a number in a graph of the sizes before is in one of the sizes after."""
+    pairs = [
+        (old, new)
+        for old, new in ((before.rows, after.rows), (before.length, after.length), (before.slots, after.slots))
+        if old > 1
+    ]
+
+    def number(value: int) -> int:
+        if value <= 1:
+            return value
+        if before.slots > 1 and value == before.slots + before.length:
+            return after.slots + after.length
+        for old, new in pairs:
+            if value % old == 0:
+                value = value // old * new
+        return value
+
+    return number
+
+
+def _add_function(model: Any, name: str, source: Any, number: Callable[[int], int], weights: dict[str, int]) -> None:
+    graph = copy.deepcopy(source.subgraphs[0])
+    signature = source.signatureDefs[0]
+    inputs = {_text(pair.name): pair.tensorIndex for pair in signature.inputs}
+    kept: dict[int, int] = {}
+    for index, tensor in enumerate(graph.tensors):
+        tensor.name = f"{name}/{index}".encode()  # the quantizer wants each name once in a file
+        tensor.shape = np.array([number(int(size)) for size in tensor.shape], np.int32)
+        tensor.shapeSignature = None
+        data = source.buffers[tensor.buffer].data
+        if data is None or not len(data):
+            tensor.buffer = 0
+            continue
+        if tensor.buffer not in kept:
+            data = np.asarray(data, np.uint8)
+            if tensor.type == schema.TensorType.INT32:
+                data = np.array([number(int(n)) for n in data.view(np.int32)], np.int32).view(np.uint8)
+            kept[tensor.buffer] = _add_buffer(model, data)
+        tensor.buffer = kept[tensor.buffer]
+    for key, index in inputs.items():
+        if key.startswith(WEIGHT):
+            graph.tensors[index].buffer = weights[key]
+    tables = {index for key, index in inputs.items() if key.startswith(WEIGHT)}
+    graph.inputs = np.array([i for i in graph.inputs if i not in tables], np.int32)
+    graph.name = name.encode()
+    for operator in graph.operators:
+        code = source.operatorCodes[operator.opcodeIndex]
+        if code.builtinCode == schema.BuiltinOperator.RESHAPE and operator.builtinOptions is not None:
+            shape = operator.builtinOptions.newShape
+            if shape is not None:
+                operator.builtinOptions.newShape = np.array([number(int(n)) for n in shape], np.int32)
+        if code.builtinCode == schema.BuiltinOperator.GATHER and int(operator.inputs[0]) in tables:
+            code = _look_up(graph, operator) or code
+        operator.opcodeIndex = _operator_code(model, code)
+    model.subgraphs.append(graph)
+    added = schema.SignatureDefT()
+    added.signatureKey, added.subgraphIndex = name.encode(), len(model.subgraphs) - 1
+    added.inputs = [pair for pair in signature.inputs if pair.tensorIndex not in tables]
+    added.outputs = signature.outputs
+    model.signatureDefs.append(added)
+
+
+def _look_up(graph: Any, operator: Any) -> Any:
+    """Have rows of a table looked up by the operation that reads quantized ones, too."""
+    table, ids = (int(i) for i in operator.inputs)
+    if len(graph.tensors[ids].shape) != 1:
+        return None
+    operator.inputs = np.array([ids, table], np.int32)
+    operator.builtinOptionsType, operator.builtinOptions = 0, None
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.EMBEDDING_LOOKUP
+    code.version = 1
+    return code
+
+
+def _operator_code(model: Any, code: Any) -> int:
+    def same(other: Any) -> bool:
+        return (other.builtinCode, other.version, other.customCode) == (code.builtinCode, code.version, code.customCode)
+
+    for index, other in enumerate(model.operatorCodes):
+        if same(other):
+            return index
+    model.operatorCodes.append(code)
+    return len(model.operatorCodes) - 1
+
+
+def _text(name: bytes | str) -> str:
+    return name.decode() if isinstance(name, bytes) else name

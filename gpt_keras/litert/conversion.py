@@ -1,0 +1,95 @@
+"""From a model to LiteRT files: templates from the converter, weights around them, and quantization."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from gpt_keras.data.errors import InputError
+from gpt_keras.litert import graph
+from gpt_keras.litert.assembly import Template, assemble, prime_sizes
+from gpt_keras.litert.sizes import Sizes, row_name, row_sizes
+from gpt_keras.model import GPT
+
+Weights = Literal["float32", "int8", "int4"]
+
+
+def row_file(model: GPT, weights: Weights) -> bytes:
+    """A file of `graph.RowForm` for the project's own engine, with all functions of `sizes.row_sizes`."""
+    config = model.config
+    primes = {
+        "first": prime_sizes(config, slots=False),
+        "next": prime_sizes(config, rows=False),
+        "one": prime_sizes(config, length=False),
+    }
+    templates = {kind: _template(model, graph.RowForm, sizes) for kind, sizes in primes.items()}
+
+    def kind(sizes: Sizes) -> str:
+        return "one" if sizes.length == 1 else "next" if sizes.slots else "first"
+
+    functions = [(row_name(sizes), templates[kind(sizes)], sizes) for sizes in row_sizes(config.context_length)]
+    return quantize(assemble(functions, _values(model)), weights)
+
+
+def engine_file(model: GPT, weights: Weights, context_length: int, prefill: Sequence[int]) -> bytes:
+    """A file in the contract of LiteRT-LM, with `decode` and `prefill_<length>` for each of the lengths."""
+    prompt, one = prime_sizes(model.config, rows=False), prime_sizes(model.config, rows=False, length=False)
+    several = _template(model, graph.EngineForm, prompt, with_logits=False)
+    single = _template(model, graph.EngineForm, one)
+    sizes = [Sizes(1, context_length, length) for length in prefill if length > 1]
+    functions = [(graph.EngineForm.name(size), several, size) for size in sizes]
+    if 1 in prefill:
+        functions.append(("prefill_1", _template(model, graph.EngineForm, one, with_logits=False), one))
+        functions[-1] = ("prefill_1", functions[-1][1], Sizes(1, context_length, 1))
+    functions.append(("decode", single, Sizes(1, context_length, 1)))
+    return quantize(assemble(functions, _values(model)), weights)
+
+
+def _template(model: GPT, form: Any, sizes: Sizes, with_logits: bool = True) -> Template:
+    return Template(graph.convert(model, form, sizes, with_logits), sizes)
+
+
+def _values(model: GPT) -> dict[str, np.ndarray]:
+    found = {}
+    for index, variable in enumerate(model.weights):
+        value = np.asarray(variable, np.float32)
+        found[graph.weight_name(index)] = value.T if graph.is_kernel(variable) else value
+    return found
+
+
+def quantize(content: bytes, weights: Weights) -> bytes:
+    """Matrices, the embedding's table among them, in fewer bits, each output (each row of the table) with a scale of
+    its own; what they are multiplied with is quantized as it comes."""
+    if weights == "float32":
+        return content
+    try:
+        from ai_edge_quantizer import qtyping, quantizer
+        from ai_edge_quantizer.recipe_manager import RecipeManager
+    except ImportError as error:
+        raise InputError(f"quantized LiteRT files need {error.name}: pip install 'gpt_keras[litert]'") from error
+    recipe = RecipeManager()
+    for operation in (qtyping.TFLOperationName.FULLY_CONNECTED, qtyping.TFLOperationName.EMBEDDING_LOOKUP):
+        recipe.add_dynamic_config(regex=".*", operation_name=operation, num_bits=8 if weights == "int8" else 4)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), _quiet():
+        path = Path(folder) / "float32.tflite"
+        path.write_bytes(content)
+        return bytes(quantizer.Quantizer(str(path), recipe.get_quantization_recipe()).quantize().quantized_model)
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Without the quantizer's progress bars and remarks."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)

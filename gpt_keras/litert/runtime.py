@@ -1,0 +1,114 @@
+"""A LiteRT file, open: its functions by name, over memory that NumPy sees, too."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt_keras.data.errors import InputError
+
+_TYPES = {"float32": np.float32, "int32": np.int32}
+
+
+class LiteRTFile:
+    """Runs the functions of a .tflite file on the CPU.
+
+    Args:
+        path: The file.
+        weight_cache: A file in which XNNPACK keeps the weights in the order it reads them; written where there is none.
+            All functions, and all processes, share it.
+        threads: How many compute; by default as many as there are cores.
+
+    Raises:
+        InputError: There is no such file, it is damaged, or LiteRT is not installed.
+    """
+
+    def __init__(self, path: str | Path, weight_cache: str | Path | None = None, threads: int | None = None) -> None:
+        compiled_model, hardware, options = _litert()
+        if not Path(path).is_file():
+            raise InputError(f"{path}: no such file")
+        cpu = options.CpuOptions(
+            num_threads=threads or len(os.sched_getaffinity(0)),
+            xnnpack_weight_cache_path=str(weight_cache or ""),
+        )
+        try:
+            self._compiled = compiled_model.CompiledModel.from_file(
+                str(path),
+                options=options.Options(hardware_accelerators=hardware.HardwareAccelerator.CPU, cpu_options=cpu),
+            )
+            self.functions = frozenset(self._compiled.get_signature_list())
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"{path}: not a whole LiteRT file ({str(error).splitlines()[0]})") from error
+
+    def shapes(self, function: str) -> dict[str, tuple[int, ...]]:
+        """Shapes of its inputs by name."""
+        details = self._compiled.get_input_tensor_details(function)
+        return {name: tuple(detail["shape"]) for name, detail in details.items()}
+
+    def input(self, function: str, name: str) -> Buffer:
+        """New memory for one of its inputs."""
+        detail = self._compiled.get_input_tensor_details(function)[name]
+        return Buffer(self._compiled.create_input_buffer_by_name(function, name), detail)
+
+    def outputs(self, function: str) -> dict[str, Buffer]:
+        """New memory for all its outputs, by name."""
+        details = self._compiled.get_output_tensor_details(function)
+        return {
+            name: Buffer(self._compiled.create_output_buffer_by_name(function, name), detail)
+            for name, detail in details.items()
+        }
+
+    def run(self, function: str, inputs: dict[str, Buffer], outputs: dict[str, Buffer]) -> None:
+        given, taken = ({name: b.tensor for name, b in buffers.items()} for buffers in (inputs, outputs))
+        self._compiled.run_by_name(function, given, taken)
+
+
+class Buffer:
+    """Memory of one input or output.
+
+    Attributes:
+        tensor: LiteRT's side of it.
+        array: The same memory.
+    """
+
+    def __init__(self, tensor: Any, detail: dict[str, Any]) -> None:
+        self.tensor = tensor
+        shape, dtype = tuple(detail["shape"]), _TYPES[detail["dtype"]]
+        count = int(np.prod(shape)) * 4
+        memory = np.ctypeslib.as_array((ctypes.c_uint8 * count).from_address(_address(tensor)))
+        self.array = memory.view(dtype).reshape(shape)
+        self.array[...] = 0
+
+
+def _address(tensor: Any) -> int:
+    """Where the memory of a tensor is: LiteRT's Python reads and writes it only by copies, its C interface tells."""
+    global _library
+    if _library is None:
+        import ai_edge_litert
+
+        _library = ctypes.CDLL(str(Path(str(ai_edge_litert.__file__)).parent / "libLiteRt.so"))
+        _library.LiteRtGetTensorBufferHostMemory.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)]
+    capsule = tensor.capsule
+    pointer, name = ctypes.pythonapi.PyCapsule_GetPointer, ctypes.pythonapi.PyCapsule_GetName
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    name.restype, name.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    found = ctypes.c_void_p()
+    status = _library.LiteRtGetTensorBufferHostMemory(pointer(capsule, name(capsule)), ctypes.byref(found))
+    if status != 0 or not found.value:
+        raise RuntimeError(f"LiteRT keeps a tensor where it cannot be seen (status {status})")
+    return found.value
+
+
+_library: Any = None
+
+
+def _litert() -> tuple[Any, Any, Any]:
+    try:
+        from ai_edge_litert import compiled_model, hardware_accelerator, options
+    except ImportError as error:
+        raise InputError(f"LiteRT needs {error.name}: pip install 'gpt_keras[litert]'") from error
+    return compiled_model, hardware_accelerator, options
