@@ -16,7 +16,9 @@ PACKAGES = {
     "llama_cpp": "llama-cpp-python[server]",
     "starlette_context": "llama-cpp-python[server]",
     "fastapi": "fastapi",
+    "ai_edge_litert": "gpt_keras[litert]",
 }
+TENSORFLOW = {"KERAS_BACKEND": "tensorflow"}
 MOST_TOGETHER = 16
 GATHERING_SECONDS = 0.02
 
@@ -42,9 +44,12 @@ class Server:
         return sorted({PACKAGES[name] for name in self.needs if importlib.util.find_spec(name) is None})
 
 
-def ours(folder: Path, gguf: Path | None, port: int) -> list[str]:
-    options = ["--port", str(port), "--model", f"model={folder}", "--log-level", "warning"]
-    return [sys.executable, "-m", "gpt_keras.serve", str(folder / "none"), *options]
+def ours(engine: str) -> Callable[[Path, Path | None, int], list[str]]:
+    def command(folder: Path, gguf: Path | None, port: int) -> list[str]:
+        options = ["--port", str(port), "--model", f"model={folder}", "--log-level", "warning", "--engine", engine]
+        return [sys.executable, "-m", "gpt_keras.serve", str(folder / "none"), *options]
+
+    return command
 
 
 def transformers(dtype: str) -> Callable[[Path, Path | None, int], list[str]]:
@@ -61,7 +66,9 @@ def llama_cpp(folder: Path, gguf: Path | None, port: int) -> list[str]:
 
 
 SERVERS = {
-    "gpt_keras float32": Server(ours, ("fastapi",), "/readyz", {"KERAS_BACKEND": "tensorflow"}),
+    "gpt_keras int8": Server(ours("litert-int8"), ("fastapi", "ai_edge_litert"), "/readyz", TENSORFLOW),
+    "gpt_keras float32": Server(ours("litert"), ("fastapi", "ai_edge_litert"), "/readyz", TENSORFLOW),
+    "gpt_keras float32, Keras": Server(ours("keras"), ("fastapi",), "/readyz", TENSORFLOW),
     "transformers float32, static batches": Server(
         transformers("float32"), ("fastapi", "torch", "transformers"), "/ready"
     ),

@@ -96,7 +96,7 @@ def search(generator: Generator, prompts: Sequence[Sequence[int]], options: Samp
         return []
     rows = generator.decoder.start([s.running[0].prompt for s in searches], max(s.running[0].limit for s in searches))
     count = max(2, 1 + len(generator.end_ids)) * options.num_beams
-    count = min(count, generator.model.config.vocabulary_size)
+    count = min(count, generator.config.vocabulary_size)
     while True:
         going = [s for s in searches if not s.done]
         beams = [beam for s in going for beam in s.running]

@@ -18,6 +18,7 @@ from gpt_keras import sampling
 from gpt_keras.compilation import TransposedKernels, compile_function, compile_step, hold, on_cpu
 from gpt_keras.config import GPTConfig
 from gpt_keras.model import GPT
+from gpt_keras.rows import Rows
 
 Tensor = Any
 SMALLEST_BUCKET = 16
@@ -133,49 +134,6 @@ class Decoder:
     def insert(self, cache: Any, other: Any, row: int, slot: int) -> Any:
         """A cache with a row of another one, as far as it goes, in place of its row `slot`, in the same memory."""
         return self._insert(cache, other, np.int32(row), np.int32(slot))
-
-
-class Rows:
-    """A batch in progress.
-
-    Attributes:
-        logits: [batch, vocabulary_size] for the next token of each row; rows beyond `num_rows` fill the bucket.
-        best: int32 [batch], the most probable next token of each row.
-        lengths: int32 [batch], tokens of each row that the cache holds.
-        num_rows: How many rows count.
-    """
-
-    def __init__(
-        self, decoder: Any, logits: Tensor, best: Tensor, cache: Any, lengths: np.ndarray, num_rows: int
-    ) -> None:
-        self._decoder, self._cache = decoder, cache
-        self.logits, self.best, self.lengths, self.num_rows = logits, best, lengths, num_rows
-
-    @property
-    def batch_size(self) -> int:
-        return len(self.lengths)
-
-    def advance(self, tokens: Tensor) -> None:
-        """Append one token, int32 [batch], to every row; `logits` are then those for the tokens that follow.
-
-        Where the backend computes in the background this returns at once, and `tokens` need not be known yet.
-
-        A row whose cache is full writes over its last entry: it must have ended.
-        """
-        slots = self._decoder.slots_of(self._cache)
-        places = np.minimum(self.lengths, slots - 1)[:, None]
-        first = np.zeros(self.batch_size, np.int32)
-        (self.logits, self.best), self._cache = self._decoder.step(tokens[:, None], places, first, self._cache)
-        self.lengths = self.lengths + 1
-
-    def take(self, index: Sequence[int]) -> None:
-        """Continue with these rows instead, any of them any number of times."""
-        self.num_rows = len(index)
-        padded = np.zeros(self._decoder.batch_size(len(index)), np.int32)
-        padded[: len(index)] = index
-        if len(padded) != self.batch_size or (padded != np.arange(len(padded))).any():
-            self.logits, self.best, self._cache = self._decoder.take(self.logits, self.best, self._cache, padded)
-            self.lengths = self.lengths[padded]
 
 
 def _take_rows(logits: Tensor, best: Tensor, cache: Any, index: Tensor) -> tuple[Tensor, Tensor, Any]:

@@ -31,22 +31,23 @@ class Generator:
     """Generates from one model; keeps its compiled functions between calls.
 
     Args:
-        model: Reads and continues token ids.
+        model: Reads and continues token ids; `None` with a decoder.
         tokenizer: Its tokenizer; `None` for token ids alone, where no token ends a row.
         end_ids: What ends a row, instead of the tokenizer's end tokens.
-        decoder: One that has compiled this model's steps already.
+        decoder: What runs the model instead, and may have compiled its steps already.
     """
 
     def __init__(
         self,
-        model: GPT,
+        model: GPT | None,
         tokenizer: Tokenizer | None,
         end_ids: frozenset[int] | None = None,
-        decoder: Decoder | None = None,
+        decoder: Any = None,
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.tokenizer = tokenizer
         self.end_ids = end_ids if end_ids is not None else tokenizer.end_ids if tokenizer else frozenset()
-        self.decoder = decoder or Decoder(model)
+        self.decoder: Any = Decoder(model) if model is not None else decoder
+        self.config = self.decoder.config
         self._choosers: dict[tuple[str, ...], Callable[..., Any]] = {}
 
     @property
@@ -149,7 +150,7 @@ class Generator:
                 return
             if ahead:
                 continue
-            if any(rows.lengths[i] >= self.model.config.context_length for i in self._going(sequences)):
+            if any(rows.lengths[i] >= self.config.context_length for i in self._going(sequences)):
                 windows = [self._window(s.prompt + s.tokens, options) for s in sequences]
                 rows = self.decoder.start(windows, room)
             else:
@@ -161,7 +162,7 @@ class Generator:
             return False
         going = self._going(sequences)
         free = not options.penalties and all(sequences[i].rule is None for i in going)
-        fits = all(rows.lengths[i] < self.model.config.context_length for i in going)
+        fits = all(rows.lengths[i] < self.config.context_length for i in going)
         return free and fits and any(len(sequences[i].tokens) + 1 < sequences[i].limit for i in going)
 
     @staticmethod
@@ -202,7 +203,7 @@ class Generator:
         Raises:
             InputError: A token is outside the vocabulary, or the form cannot be kept in so few tokens.
         """
-        size, banned = self.model.config.vocabulary_size, set(options.banned_tokens)
+        size, banned = self.config.vocabulary_size, set(options.banned_tokens)
         rules: list[token_rules.TokenRule] = []
         if options.regex is not None or options.json_schema is not None:
             automaton = self._vocabulary.automaton(options.regex, options.json_schema, banned)
@@ -222,7 +223,7 @@ class Generator:
         """What tokens spell, for output in a form; made once, since automata are remembered there."""
         if self.tokenizer is None:
             raise InputError("output in a given form needs a tokenizer, and this model came without one")
-        texts = [self.tokenizer.token_bytes(i) for i in range(self.model.config.vocabulary_size)]
+        texts = [self.tokenizer.token_bytes(i) for i in range(self.config.vocabulary_size)]
         return structured.Vocabulary(texts, self.end_ids)
 
     def limit(self, row: int, prompt: list[int], options: SamplingOptions) -> int:
@@ -231,7 +232,7 @@ class Generator:
         Raises:
             InputError: It does not fit.
         """
-        config = self.model.config
+        config = self.config
         if not prompt:
             raise InputError(f"prompt {row} has no token; begin with the begin token")
         for token in prompt:
@@ -257,7 +258,7 @@ class Generator:
 
     def _window(self, ids: list[int], options: SamplingOptions) -> list[int]:
         """What the model sees of a text as long as its context, or longer: the newer half, behind the begin token."""
-        context = self.model.config.context_length
+        context = self.config.context_length
         if len(ids) < context or not options.sliding:
             return ids
         begin = self.tokenizer.begin_id if self.tokenizer else None
@@ -299,7 +300,7 @@ class Generator:
             inputs |= {"history": history, "num_prompt": num_prompt}
             inputs |= {name: np.float32(value) for name, value in options.penalties.items()}
         if any(s.rule is not None for s in sequences):
-            allowed = np.ones((batch_size, self.model.config.vocabulary_size), bool)
+            allowed = np.ones((batch_size, self.config.vocabulary_size), bool)
             for row, s in enumerate(sequences):
                 if s.rule is not None and s.finish_reason is None:
                     remaining = s.limit - len(s.tokens)

@@ -17,6 +17,7 @@ from gpt_keras.continuation import Completion
 from gpt_keras.data.conversations import Message, encode_conversation, turn_ends
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.tokenizer import Tokenizer
+from gpt_keras.decoding import Decoder
 from gpt_keras.folder import load_folder, save_folder
 from gpt_keras.generation import Generator
 from gpt_keras.lora import Adapter, AdapterSwitch, is_adapter, read_adapter_config
@@ -56,9 +57,14 @@ class LanguageModel:
         return self.tokenizer
 
     @cached_property
+    def decoder(self) -> Any:
+        """Runs the model, and holds what is compiled for that."""
+        return Decoder(self.model)
+
+    @cached_property
     def generator(self) -> Generator:
         """Holds the compiled generation functions."""
-        return Generator(self.model, self.tokenizer)
+        return Generator(None, self.tokenizer, decoder=self.decoder)
 
     @cached_property
     def _adapters(self) -> AdapterSwitch:
@@ -80,7 +86,7 @@ class LanguageModel:
         """The same, where the end of a turn ends the text too."""
         tokenizer = self.text_tokenizer
         ends = tokenizer.end_ids | turn_ends(tokenizer)
-        return Generator(self.model, tokenizer, ends, self.generator.decoder)
+        return Generator(None, tokenizer, ends, self.generator.decoder)
 
     def generate(self, prompts: str | Sequence[str], **options: Any) -> Any:
         """Continue one prompt (a string for a string) or several (a list for a list).
@@ -189,6 +195,26 @@ def load(path: str | Path, dtype: str | None = None) -> LanguageModel:
 
         return LanguageModel(*load_gguf(Path(place), dtype))
     return LanguageModel(*load_folder(place, dtype))
+
+
+def model_files(path: str | Path) -> list[Path]:
+    """The files that `load` reads for a model, in a fixed order.
+
+    Raises:
+        InputError: There are none.
+    """
+    place = str(path)
+    if place.startswith(HUB):
+        return model_files(hub_folder(place.removeprefix(HUB)))
+    if place == SMOLLM2 and not Path(place).exists():
+        return [smollm2_file()]
+    if not Path(place).is_dir():
+        if not Path(place).is_file():
+            raise InputError(f"{place}: no model folder there")
+        return [Path(place)]
+    base = model_files(_base_of(Path(place))) if is_adapter(place) else []
+    suffixes = {".json", ".safetensors", ".model", ".jinja", ".txt"}
+    return base + sorted(file for file in Path(place).iterdir() if file.suffix in suffixes)
 
 
 def _base_of(adapter: Path) -> str:

@@ -10,6 +10,9 @@ import tempfile
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "GPT_KERAS_CACHE" not in os.environ:
+    os.environ["GPT_KERAS_CACHE"] = tempfile.mkdtemp(prefix="gpt_keras_tests_")
+    atexit.register(shutil.rmtree, os.environ["GPT_KERAS_CACHE"], ignore_errors=True)
 # These models are so small that a program costs more to compile than to run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if os.environ["KERAS_BACKEND"] == "tensorflow":

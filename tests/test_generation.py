@@ -25,7 +25,7 @@ def lm(tokenizer):
 
 def another(lm, end_ids: frozenset[int]) -> Generator:
     """A generator that other tokens end, with what is compiled already."""
-    return Generator(lm.model, lm.tokenizer, end_ids, lm.generator.decoder)
+    return Generator(None, lm.tokenizer, end_ids, lm.decoder)
 
 
 @pytest.fixture(scope="module")

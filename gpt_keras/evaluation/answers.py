@@ -46,7 +46,7 @@ class Answerer:
         self.tokenizer = self.lm.text_tokenizer
         self.template = self.tokenizer.chat_template or PLAIN_TEMPLATE
         ends = self.tokenizer.end_ids | turn_ends(self.tokenizer, self.template)
-        self._generator = Generator(self.lm.model, self.tokenizer, ends, self.lm.generator.decoder)
+        self._generator = Generator(None, self.tokenizer, ends, self.lm.decoder)
         self._scorer = Scorer(self.lm.model, self.tokenizer.padding_id, self.batch_size)
 
     def outputs(

@@ -8,6 +8,7 @@ stands for it.
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,9 +71,37 @@ def assemble(functions: Sequence[tuple[str, Template, Sizes]], weights: dict[str
     opened = {id(template): _open(template) for _, template, _ in functions}
     for name, template, sizes in functions:
         _add_function(model, name, opened[id(template)], _substitution(template.sizes, sizes), buffers)
-    builder = flatbuffers.Builder(1 << 20)
+    return _pack(model)
+
+
+def repack(content: bytes) -> bytes:
+    """The same file, each vector in it, scales of a quantized matrix say, stored once."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    for buffer in model.buffers:
+        if buffer.offset > 1:  # kept behind the rest of the file
+            buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
+    return _pack(model)
+
+
+def _pack(model: Any) -> bytes:
+    builder = _SharingBuilder(1 << 20)
     builder.Finish(model.Pack(builder), _IDENTIFIER)
     return bytes(builder.Output())
+
+
+class _SharingBuilder(flatbuffers.Builder):
+    """Writes equal vectors once; whatever refers to them does so by their place."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self._places: dict[tuple[str, bytes], int] = {}
+
+    def CreateNumpyVector(self, x: np.ndarray) -> int:  # noqa: N802
+        key = x.dtype.str, hashlib.sha256(np.ascontiguousarray(x).data).digest()
+        if key not in self._places:
+            self._places[key] = super().CreateNumpyVector(x)
+        return self._places[key]
 
 
 def _open(template: Template) -> Any:

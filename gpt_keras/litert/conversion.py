@@ -14,7 +14,7 @@ import numpy as np
 
 from gpt_keras.data.errors import InputError
 from gpt_keras.litert import graph
-from gpt_keras.litert.assembly import Template, assemble, prime_sizes
+from gpt_keras.litert.assembly import Template, assemble, prime_sizes, repack
 from gpt_keras.litert.sizes import Sizes, row_name, row_sizes
 from gpt_keras.model import GPT
 
@@ -80,7 +80,8 @@ def quantize(content: bytes, weights: Weights) -> bytes:
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), _quiet():
         path = Path(folder) / "float32.tflite"
         path.write_bytes(content)
-        return bytes(quantizer.Quantizer(str(path), recipe.get_quantization_recipe()).quantize().quantized_model)
+        done = quantizer.Quantizer(str(path), recipe.get_quantization_recipe()).quantize()
+        return repack(bytes(done.quantized_model))
 
 
 @contextlib.contextmanager

@@ -14,9 +14,9 @@ import numpy as np
 
 from gpt_keras.config import GPTConfig
 from gpt_keras.data.errors import InputError
-from gpt_keras.decoding import Rows
 from gpt_keras.litert.runtime import Buffer, LiteRTFile
 from gpt_keras.litert.sizes import HIDDEN, ROWS, Sizes, cache_names, prefill_widths, row_name, slot_counts
+from gpt_keras.rows import Rows
 from gpt_keras.slots import Prefill, groups
 
 
@@ -92,8 +92,8 @@ class LiteRTDecoder:
         slots = next((count for count in self._slots if count >= slots), self._slots[-1])
         parts, most = [], ROWS[-1]
         for start in range(0, batch, most):
-            rows = min(most, batch - start)
-            function = row_name(Sizes(self.batch_size(rows), slots, 1))
+            rows = self.batch_size(min(most, batch - start))
+            function = row_name(Sizes(rows, slots, 1))
             parts.append(_Part(rows, slots, {name: self._file.input(function, name) for name in self._names}))
         return parts
 
@@ -104,7 +104,12 @@ class LiteRTDecoder:
         found = []
         for number, part in enumerate(cache):
             rows = slice(number * ROWS[-1], number * ROWS[-1] + part.rows)
-            found.append(self._step(np.asarray(token_ids)[rows], positions[rows, 0], select[rows], part))
+            tokens, starts, chosen = np.asarray(token_ids)[rows], positions[rows, 0], select[rows]
+            count, fill = len(tokens), part.rows - len(tokens)
+            if fill:
+                tokens = np.pad(tokens, ((0, fill), (0, 0)))
+                starts, chosen = np.pad(starts, (0, fill)), np.pad(chosen, (0, fill))
+            found.append(self._step(tokens, starts, chosen, part)[:count])
         logits = found[0] if len(found) == 1 else np.concatenate(found)
         return (logits, _best(logits)), cache
 

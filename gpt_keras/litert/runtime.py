@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes
+import functools
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +32,8 @@ class LiteRTFile:
         InputError: There is no such file, it is damaged, or LiteRT is not installed.
     """
 
+    _has_run = False  # at which LiteRT looks around once more
+
     def __init__(self, path: str | Path, weight_cache: str | Path | None = None, threads: int | None = None) -> None:
         compiled_model, hardware, options = _litert()
         if not Path(path).is_file():
@@ -35,14 +42,14 @@ class LiteRTFile:
             num_threads=threads or len(os.sched_getaffinity(0)),
             xnnpack_weight_cache_path=str(weight_cache or ""),
         )
+        chosen = options.Options(hardware_accelerators=hardware.HardwareAccelerator.CPU, cpu_options=cpu)
         try:
-            self._compiled = compiled_model.CompiledModel.from_file(
-                str(path),
-                options=options.Options(hardware_accelerators=hardware.HardwareAccelerator.CPU, cpu_options=cpu),
-            )
-            self.functions = frozenset(self._compiled.get_signature_list())
+            with _silence():
+                made = compiled_model.CompiledModel.from_file(str(path), options=chosen, environment=_environment())
         except (RuntimeError, ValueError) as error:
             raise InputError(f"{path}: not a whole LiteRT file ({str(error).splitlines()[0]})") from error
+        self._compiled = made
+        self.functions = frozenset(made.get_signature_list())
 
     def shapes(self, function: str) -> dict[str, tuple[int, ...]]:
         """Shapes of its inputs by name."""
@@ -64,7 +71,9 @@ class LiteRTFile:
 
     def run(self, function: str, inputs: dict[str, Buffer], outputs: dict[str, Buffer]) -> None:
         given, taken = ({name: b.tensor for name, b in buffers.items()} for buffers in (inputs, outputs))
-        self._compiled.run_by_name(function, given, taken)
+        with contextlib.nullcontext() if LiteRTFile._has_run else _silence():
+            self._compiled.run_by_name(function, given, taken)
+        LiteRTFile._has_run = True
 
 
 class Buffer:
@@ -86,24 +95,54 @@ class Buffer:
 
 def _address(tensor: Any) -> int:
     """Where the memory of a tensor is: LiteRT's Python reads and writes it only by copies, its C interface tells."""
-    global _library
-    if _library is None:
-        import ai_edge_litert
-
-        _library = ctypes.CDLL(str(Path(str(ai_edge_litert.__file__)).parent / "libLiteRt.so"))
-        _library.LiteRtGetTensorBufferHostMemory.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)]
     capsule = tensor.capsule
     pointer, name = ctypes.pythonapi.PyCapsule_GetPointer, ctypes.pythonapi.PyCapsule_GetName
     pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     name.restype, name.argtypes = ctypes.c_char_p, [ctypes.py_object]
     found = ctypes.c_void_p()
-    status = _library.LiteRtGetTensorBufferHostMemory(pointer(capsule, name(capsule)), ctypes.byref(found))
+    get = _library().LiteRtGetTensorBufferHostMemory
+    get.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)]
+    status = get(pointer(capsule, name(capsule)), ctypes.byref(found))
     if status != 0 or not found.value:
         raise RuntimeError(f"LiteRT keeps a tensor where it cannot be seen (status {status})")
     return found.value
 
 
-_library: Any = None
+@functools.cache
+def _library() -> Any:
+    import ai_edge_litert
+
+    return ctypes.CDLL(str(Path(str(ai_edge_litert.__file__)).parent / "libLiteRt.so"))
+
+
+@functools.cache
+def _environment() -> Any:
+    """What all files of the process share."""
+    from ai_edge_litert import environment
+
+    options = environment.EnvironmentOptions(runtime_path=str(Path(environment.__file__).parent))
+    found = environment.Environment.create(options=options)
+
+    @atexit.register
+    def end_in_silence() -> None:
+        sys.stderr.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what LiteRT writes when it is unloaded
+
+    return found
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """LiteRT writes to standard error which accelerators it finds, and which it does not."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def _litert() -> tuple[Any, Any, Any]:

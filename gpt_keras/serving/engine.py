@@ -172,7 +172,7 @@ class Engine:
         while count < self.most_running:
             count = min(4 * count, self.most_running)
             counts.append(count)
-        context = self.generator.model.config.context_length
+        context = self.generator.config.context_length
         for rows, width in Prefill.sizes(context) or [(1, context)]:
             prefill = Prefill(self.generator.decoder, [[0] * width] * rows)
             prefill.step()
@@ -351,9 +351,12 @@ class Engine:
     def _choose(self, logits: Any, best: Any, batch_size: int, rows: dict[int, Job]) -> None:
         """The next token of every row, by its own options, and what its listener is told of it."""
         inputs = self._inputs(batch_size, {row: job.sequence for row, job in rows.items()})
+        reports = any(job.alternatives is not None for job in rows.values())
+        if inputs or reports:
+            logits = ops.convert_to_tensor(logits)  # which another process may still hold
         tokens = np.asarray(self.generator.chooser("token", inputs)(logits, inputs) if inputs else best)
         reported: Any = None
-        if any(job.alternatives is not None for job in rows.values()):
+        if reports:
             reported = [np.asarray(x) for x in self._reporting(logits, tokens)]
         now = time.perf_counter()
         for row, job in rows.items():
@@ -393,7 +396,7 @@ class Engine:
             inputs |= {name: column(name, _PENALTIES[name], np.float32) for name in penalties}
         ruled = {row: s for row, s in rows.items() if s.rule is not None}
         if ruled:
-            allowed = np.ones((batch_size, self.generator.model.config.vocabulary_size), bool)
+            allowed = np.ones((batch_size, self.generator.config.vocabulary_size), bool)
             for row, s in ruled.items():
                 assert s.rule is not None
                 mask = s.rule.allowed([*s.prompt, *s.tokens], len(s.prompt), s.limit - len(s.tokens))

@@ -184,7 +184,7 @@ class OpenAIAPI:
         given["temperature"] = 1.0 if asked.temperature is None else asked.temperature
         given["seed"] = secrets.randbits(63) if asked.seed is None else asked.seed % 2**64
         given["stop"] = asked.stops
-        context = generator.model.config.context_length
+        context = generator.config.context_length
         jobs: list[Job] = []
         before: Counter[tuple[int, ...]] = Counter()
         for prompt in prompts:

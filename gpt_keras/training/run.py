@@ -233,7 +233,7 @@ class TrainingRun:
 
     def _generator(self, model: GPT, tokenizer: Tokenizer) -> Generator:
         """The one of this model, which has compiled already when it is asked for again."""
-        if self._sampler is None or self._sampler.model is not model:
+        if self._sampler is None or self._sampler.decoder.model is not model:
             self._sampler = Generator(model, tokenizer)
         return self._sampler
 

@@ -1,0 +1,71 @@
+"""The fast engine: made once for each model, in a process of its own if wanted, which may die."""
+
+import os
+import signal
+
+import pytest
+
+import gpt_keras
+from gpt_keras.data.errors import InputError
+from gpt_keras.folder import save_folder
+from gpt_keras.litert import engine
+from gpt_keras.litert.engine import load_with
+from gpt_keras.litert.worker import WorkerError
+from gpt_keras.sampling_options import SamplingOptions
+
+from ..conftest import build
+
+pytestmark = pytest.mark.tensorflow
+PROMPTS = ["def main(", "import os\n", "x"]
+
+
+@pytest.fixture
+def folder(config, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv(engine.CACHE, str(tmp_path / "cache"))
+    save_folder(build(config), tokenizer, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_file_is_made_once_for_what_a_model_holds(folder, config, tokenizer, tmp_path):
+    said = []
+    expected = gpt_keras.load(folder).generate(PROMPTS, max_new_tokens=8)
+    assert type(load_with(folder, "auto", make=False)) is gpt_keras.LanguageModel
+    for _ in range(2):
+        lm = load_with(folder, "auto", say=said.append)
+        assert lm.generate(PROMPTS, max_new_tokens=8) == expected
+    assert len(said) == 1 and "once" in said[0]
+    assert isinstance(load_with(folder, "auto", make=False), engine.FastLanguageModel)
+    (made,) = (tmp_path / "cache" / "litert").iterdir()
+    save_folder(build(config, seed=1), tokenizer, folder)
+    other = load_with(folder, "litert", say=said.append)
+    assert len(said) == 2 and len(list(made.parent.iterdir())) == 2
+    assert other.generate(PROMPTS, max_new_tokens=8) == gpt_keras.load(folder).generate(PROMPTS, max_new_tokens=8)
+    assert other.score("def") == pytest.approx(gpt_keras.load(folder).score("def"))  # by Keras
+
+
+def test_what_cannot_be_made_is_told_and_auto_does_without(folder, monkeypatch):
+    monkeypatch.setenv(engine.CACHE, "/dev/null/cache")
+    with pytest.raises(InputError, match="/dev/null"):
+        load_with(folder, "litert")
+    said = []
+    assert type(load_with(folder, "auto", say=said.append)) is gpt_keras.LanguageModel
+    assert "Keras runs" in said[-1]
+    with pytest.raises(InputError, match="no model folder there"):
+        load_with(folder / "none", "auto")
+
+
+def test_a_process_of_its_own_writes_the_same_and_may_die(folder):
+    lm, apart = load_with(folder, "litert"), load_with(folder, "litert", apart=True)
+    options = {"max_new_tokens": 10, "temperature": 0.9, "seed": 3, "num_sequences": 2}
+    ours = apart.generate(PROMPTS, **options)
+    assert ours == lm.generate(PROMPTS, **options)
+    running = apart.generator.run([[1, 2, 3]], SamplingOptions(max_new_tokens=30))
+    next(running)
+    before = apart.decoder.process
+    os.kill(before.pid, signal.SIGKILL)
+    with pytest.raises(WorkerError, match="ended"):
+        list(running)
+    assert apart.generate(PROMPTS, **options) == ours and apart.decoder.process.pid != before.pid
+    process = apart.decoder.process
+    apart.decoder._finalizer()
+    assert process.poll() == 0
