@@ -19,7 +19,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from gpt_keras.config import GPTConfig
 from gpt_keras.data.errors import InputError
-from gpt_keras.litert.graph import WEIGHT
+from gpt_keras.litert.graph import AS_IS, WEIGHT
 from gpt_keras.litert.sizes import Sizes
 
 _IDENTIFIER = b"TFL3"
@@ -159,6 +159,7 @@ def _add_function(model: Any, name: str, source: Any, number: Callable[[int], in
         if key.startswith(WEIGHT):
             graph.tensors[index].buffer = weights[key]
     tables = {index for key, index in inputs.items() if key.startswith(WEIGHT)}
+    as_is = {index for key, index in inputs.items() if key.startswith(AS_IS)}
     graph.inputs = np.array([i for i in graph.inputs if i not in tables], np.int32)
     graph.name = name.encode()
     for operator in graph.operators:
@@ -170,6 +171,8 @@ def _add_function(model: Any, name: str, source: Any, number: Callable[[int], in
         if code.builtinCode == schema.BuiltinOperator.GATHER and int(operator.inputs[0]) in tables:
             code = _look_up(graph, operator) or code
         operator.opcodeIndex = _operator_code(model, code)
+        if any(int(index) in as_is for index in operator.inputs):
+            graph.tensors[operator.outputs[0]].name = f"{AS_IS}/{name}/{operator.outputs[0]}".encode()
     model.subgraphs.append(graph)
     added = schema.SignatureDefT()
     added.signatureKey, added.subgraphIndex = name.encode(), len(model.subgraphs) - 1

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gpt_keras.data.errors import InputError
-from gpt_keras.litert import graph
+from gpt_keras.litert import graph, rotation
 from gpt_keras.litert.assembly import Template, assemble, prime_sizes, repack
 from gpt_keras.litert.sizes import Sizes, row_name, row_sizes
 from gpt_keras.model import GPT
@@ -29,37 +29,43 @@ def row_file(model: GPT, weights: Weights) -> bytes:
         "next": prime_sizes(config, rows=False),
         "one": prime_sizes(config, length=False),
     }
-    templates = {kind: _template(model, graph.RowForm, sizes) for kind, sizes in primes.items()}
+    turned = weights != "float32" and rotation.suits(model)
+    templates = {
+        kind: Template(graph.convert(model, graph.RowForm, sizes, True, turned), sizes)
+        for kind, sizes in primes.items()
+    }
 
     def kind(sizes: Sizes) -> str:
         return "one" if sizes.length == 1 else "next" if sizes.slots else "first"
 
     functions = [(row_name(sizes), templates[kind(sizes)], sizes) for sizes in row_sizes(config.context_length)]
-    return quantize(assemble(functions, _values(model)), weights)
+    return quantize(assemble(functions, _values(model, turned)), weights)
 
 
 def engine_file(model: GPT, weights: Weights, context_length: int, prefill: Sequence[int]) -> bytes:
     """A file in the contract of LiteRT-LM, with `decode` and `prefill_<length>` for each of the lengths."""
     prompt, one = prime_sizes(model.config, rows=False), prime_sizes(model.config, rows=False, length=False)
-    several = _template(model, graph.EngineForm, prompt, with_logits=False)
-    single = _template(model, graph.EngineForm, one)
-    sizes = [Sizes(1, context_length, length) for length in prefill if length > 1]
-    functions = [(graph.EngineForm.name(size), several, size) for size in sizes]
-    if 1 in prefill:
-        functions.append(("prefill_1", _template(model, graph.EngineForm, one, with_logits=False), one))
-        functions[-1] = ("prefill_1", functions[-1][1], Sizes(1, context_length, 1))
-    functions.append(("decode", single, Sizes(1, context_length, 1)))
-    return quantize(assemble(functions, _values(model)), weights)
+    turned = weights != "float32" and rotation.suits(model)
+
+    def template(sizes: Sizes, with_logits: bool) -> Template:
+        return Template(graph.convert(model, graph.EngineForm, sizes, with_logits, turned), sizes)
+
+    several = template(prompt, False)
+    functions = [
+        (f"prefill_{length}", several if length > 1 else template(one, False), Sizes(1, context_length, length))
+        for length in prefill
+    ]
+    functions.append(("decode", template(one, True), Sizes(1, context_length, 1)))
+    return quantize(assemble(functions, _values(model, turned)), weights)
 
 
-def _template(model: GPT, form: Any, sizes: Sizes, with_logits: bool = True) -> Template:
-    return Template(graph.convert(model, form, sizes, with_logits), sizes)
-
-
-def _values(model: GPT) -> dict[str, np.ndarray]:
+def _values(model: GPT, turned: bool) -> dict[str, np.ndarray]:
+    values = [np.asarray(variable, np.float32) for variable in model.weights]
     found = {}
-    for index, variable in enumerate(model.weights):
-        value = np.asarray(variable, np.float32)
+    if turned:
+        values, before_head = rotation.rotated(model)
+        found = {graph.HEAD: before_head.T, graph.BLOCK: rotation.blocks(model.config.intermediate_dim)}
+    for index, (variable, value) in enumerate(zip(model.weights, values, strict=True)):
         found[graph.weight_name(index)] = value.T if graph.is_kernel(variable) else value
     return found
 
@@ -76,7 +82,9 @@ def quantize(content: bytes, weights: Weights) -> bytes:
         raise InputError(f"quantized LiteRT files need {error.name}: pip install 'gpt_keras[litert]'") from error
     recipe = RecipeManager()
     for operation in (qtyping.TFLOperationName.FULLY_CONNECTED, qtyping.TFLOperationName.EMBEDDING_LOOKUP):
-        recipe.add_dynamic_config(regex=".*", operation_name=operation, num_bits=8 if weights == "int8" else 4)
+        recipe.add_dynamic_config(
+            regex=f"^(?!{graph.AS_IS})", operation_name=operation, num_bits=8 if weights == "int8" else 4
+        )
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), _quiet():
         path = Path(folder) / "float32.tflite"
         path.write_bytes(content)

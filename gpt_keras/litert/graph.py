@@ -21,12 +21,16 @@ import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
 
 from gpt_keras import kernels
+from gpt_keras.litert import rotation
 from gpt_keras.litert.sizes import Sizes, cache_names, row_name
 from gpt_keras.model import GPT
 
 Tensor = Any
 
 WEIGHT = "weight_"
+AS_IS = "weight_as_is"
+"""What such a name begins with is not quantized."""
+HEAD, BLOCK = f"{AS_IS}_head", f"{AS_IS}_block"
 
 
 class EngineForm:
@@ -141,17 +145,25 @@ def _gather(probabilities: Tensor, values: Tensor) -> Tensor:
 # === Conversion ===
 
 
-def convert(model: GPT, form: Any, sizes: Sizes, with_logits: bool) -> bytes:
-    """A LiteRT model of one function of these sizes, whose weights are inputs, `weight_name` and `weight_shape`."""
+def convert(model: GPT, form: Any, sizes: Sizes, with_logits: bool, turned: bool = False) -> bytes:
+    """A LiteRT model of one function of these sizes, whose weights are inputs, `weight_name` and `weight_shape`;
+    `turned` for those of `rotation.rotated`, with its matrices as inputs, too, `HEAD` and `BLOCK`."""
     inputs, function = form.function(model, sizes, with_logits)
     variables = model.weights
     specs = [tf.TensorSpec(weight_shape(v), tf.float32, name=weight_name(i)) for i, v in enumerate(variables)]
+    if turned:
+        sides = (HEAD, model.config.hidden_dim), (BLOCK, rotation.block_size(model.config.intermediate_dim))
+        specs += [tf.TensorSpec([side, side], tf.float32, name=name) for name, side in sides]
 
     def with_weights(*arguments: Tensor) -> Any:
-        values = list(zip(variables, arguments[len(inputs) :], strict=True))
-        turned = {id(variable): value for variable, value in values if is_kernel(variable)}
+        values = list(zip(variables, arguments[len(inputs) :], strict=False))
+        matrices = {id(variable): value for variable, value in values if is_kernel(variable)}
         others = [(variable, value) for variable, value in values if not is_kernel(variable)]
-        with keras.StatelessScope(state_mapping=others), kernels.using(_operations(turned)):
+        before: dict[Any, Tensor] = {}
+        if turned:
+            *_, before["head"], block = arguments
+            before |= {id(layer.feed_forward.down.base_kernel): block for layer in model.blocks}
+        with keras.StatelessScope(state_mapping=others), kernels.using(_operations(matrices, before)):
             return function(*arguments[: len(inputs)])
 
     traced = tf.function(with_weights, input_signature=[*inputs, *specs], autograph=False)
@@ -172,8 +184,9 @@ def is_kernel(variable: Any) -> bool:
     return bool(variable.path.endswith("/kernel"))
 
 
-def _operations(turned: dict[int, Tensor]) -> dict[str, Callable[..., Any]]:
-    """In place of those of `kernels`; `turned` are the kernels [out, in] by the `id` of their variables."""
+def _operations(matrices: dict[int, Tensor], before: dict[Any, Tensor]) -> dict[str, Callable[..., Any]]:
+    """In place of those of `kernels`; kernels [out, in] by the `id` of their variables, and by the same, or `head`, a
+    matrix that what they are multiplied with is multiplied with before, part for part."""
 
     def embed(table: Any, token_ids: Tensor) -> Tensor:
         found = tf.gather(table, tf.reshape(token_ids, (-1,)))
@@ -183,9 +196,17 @@ def _operations(turned: dict[int, Tensor]) -> dict[str, Callable[..., Any]]:
         product = tf.matmul(tf.reshape(x, (-1, x.shape[-1])), matrix, transpose_b=True)
         return tf.reshape(product, (*x.shape[:-1], product.shape[-1]))
 
+    def turn(x: Tensor, key: Any) -> Tensor:
+        if key not in before:
+            return x
+        return tf.reshape(multiply(tf.reshape(x, (-1, before[key].shape[0])), before[key]), x.shape)
+
     def linear(x: Tensor, kernel: Any, bias: Any = None, residual: Tensor | None = None) -> Tensor:
-        product = multiply(x, turned[id(kernel)])
+        product = multiply(turn(x, id(kernel)), matrices[id(kernel)])
         product = product if bias is None else product + bias
         return product if residual is None else residual + product
 
-    return {"embed": embed, "linear": linear, "project_to_vocabulary": multiply}
+    def project_to_vocabulary(x: Tensor, table: Any) -> Tensor:
+        return multiply(turn(x, "head"), table)
+
+    return {"embed": embed, "linear": linear, "project_to_vocabulary": project_to_vocabulary}
