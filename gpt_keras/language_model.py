@@ -190,6 +190,8 @@ def load(path: str | Path, dtype: str | None = None) -> LanguageModel:
         return lm
     if place == SMOLLM2 and not Path(place).exists():
         place = str(smollm2_file())
+    if Path(place).suffix.lower() == ".tflite":
+        raise InputError(f"{place}: a LiteRT file, which generate, chat and serve run; here a model folder is wanted")
     if Path(place).suffix.lower() == ".gguf":
         from gpt_keras.gguf_file import load_gguf
 

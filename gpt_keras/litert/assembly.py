@@ -155,8 +155,9 @@ def _add_function(model: Any, name: str, source: Any, number: Callable[[int], in
                 data = np.array([number(int(n)) for n in data.view(np.int32)], np.int32).view(np.uint8)
             kept[tensor.buffer] = _add_buffer(model, data)
         tensor.buffer = kept[tensor.buffer]
+    used = {int(index) for operator in graph.operators for index in operator.inputs}
     for key, index in inputs.items():
-        if key.startswith(WEIGHT):
+        if key.startswith(WEIGHT) and index in used:  # without logits, the last block's are not
             graph.tensors[index].buffer = weights[key]
     tables = {index for key, index in inputs.items() if key.startswith(WEIGHT)}
     as_is = {index for key, index in inputs.items() if key.startswith(AS_IS)}

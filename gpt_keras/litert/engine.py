@@ -19,6 +19,8 @@ from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import sweep, whole_folder
 from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.language_model import LanguageModel, load, model_files
+from gpt_keras.litert import bundle
+from gpt_keras.litert.contract import ContractDecoder
 from gpt_keras.litert.decoder import LiteRTDecoder
 from gpt_keras.litert.runtime import LiteRTFile
 from gpt_keras.litert.worker import WorkerDecoder
@@ -31,6 +33,7 @@ CACHE = "GPT_KERAS_CACHE"
 
 _FORMAT = 1
 """Counted up whenever the files that are made change."""
+_SUFFIX = ".tflite"
 _FILE, _CONFIG, _PACKED = "model.tflite", "gpt_config.json", "packed_weights"
 
 
@@ -67,7 +70,7 @@ def load_with(
     """`language_model.load` in float32, for generation by an engine.
 
     Args:
-        path: As for `load`.
+        path: As for `load`, or a .tflite file of ours, which LiteRT runs whatever the engine.
         engine: `auto` is LiteRT in float32 where it is installed, the machine computes on its CPU and, unless `make`,
             the model's file is there already; else Keras. The result is the same but for the last bits.
         make: Whether `auto` makes the file, which takes some seconds.
@@ -78,6 +81,8 @@ def load_with(
         InputError: As `load`; or LiteRT is not installed, or cannot hold the model.
     """
     place = str(path)
+    if place.endswith(_SUFFIX):
+        return _open(place)
     if engine == "auto" and _suits(place, make):
         try:
             return load_with(place, "litert", make, apart, say)
@@ -96,6 +101,14 @@ def load_with(
     files = folder / _FILE, folder / _PACKED
     decoder = WorkerDecoder(*files, config) if apart else LiteRTDecoder(LiteRTFile(*files), config)
     return FastLanguageModel(place, config, Tokenizer.find(folder), decoder)
+
+
+def _open(path: str) -> LanguageModel:
+    """A .tflite file that `export --format litert` wrote."""
+    config, tokenizer = bundle.read(path)
+    folder = _place(path, "")
+    folder.mkdir(parents=True, exist_ok=True)
+    return FastLanguageModel(path, config, tokenizer, ContractDecoder(LiteRTFile(path, folder / _PACKED), config))
 
 
 def _suits(path: str, make: bool) -> bool:

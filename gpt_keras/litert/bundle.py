@@ -1,0 +1,59 @@
+"""A model as one .tflite file: graph and weights, and behind them, as a zip archive, what reading its text takes.
+
+LiteRT reads the file up to the archive, and any zip program from there: `unzip -l model.tflite`.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+from gpt_keras.config import GPTConfig
+from gpt_keras.data.errors import InputError
+from gpt_keras.data.files import whole_file
+from gpt_keras.data.tokenizer import TOKENIZER_FILES, Tokenizer
+
+_CONFIG = "gpt_config.json"
+_TOKENIZER = (*TOKENIZER_FILES, "generation_config.json", "config.json")
+
+
+def write(path: str | Path, content: bytes, config: GPTConfig, tokenizer: Tokenizer | None, folder: Path) -> None:
+    """The file, whole or not at all.
+
+    Args:
+        path: Where.
+        content: The LiteRT file.
+        config: The model's, with the context that the file was made for.
+        tokenizer: Its tokenizer.
+        folder: An empty one for what is put together.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    if tokenizer is not None:
+        tokenizer.write(folder, config.context_length)
+    with whole_file(path) as partial:
+        partial.write_bytes(content)
+        with zipfile.ZipFile(partial, "a", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(_CONFIG, json.dumps(config.to_dict(), indent=2) + "\n")
+            for file in sorted(folder.iterdir()):
+                archive.write(file, file.name)
+
+
+def read(path: str | Path) -> tuple[GPTConfig, Tokenizer | None]:
+    """The configuration and the tokenizer in a file.
+
+    Raises:
+        InputError: There is no such file, or they are not in it.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = set(archive.namelist())
+            config = GPTConfig(**json.loads(archive.read(_CONFIG)))
+            files = {name: archive.read(name) for name in _TOKENIZER if name in names}
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: not a whole LiteRT file of this project (export --format litert)") from error
+    return config, Tokenizer.from_files(files, str(path)) if files else None

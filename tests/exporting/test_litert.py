@@ -1,0 +1,86 @@
+"""A .tflite file in LiteRT-LM's contract writes what Keras writes."""
+
+import zipfile
+
+import numpy as np
+import pytest
+
+import gpt_keras
+from gpt_keras.config import GPTConfig
+from gpt_keras.data.errors import InputError
+from gpt_keras.folder import save_folder
+from gpt_keras.litert.engine import load_with
+from gpt_keras.sampling_options import SamplingOptions
+
+from ..conftest import build, random_ids
+from ..litert.test_decoder import LLAMA, STYLES
+from ..test_commands import run
+
+pytestmark = pytest.mark.tensorflow
+SHAPE = {"vocabulary_size": 512, "num_layers": 2, "hidden_dim": 32, "num_heads": 4, "context_length": 150}
+LENGTHS = [1, 2, 8, 9, 31, 45, 140]
+
+
+@pytest.mark.parametrize("style", [name for name in STYLES if name != "short"])
+def test_texts_are_kerass(style, tmp_path):
+    from gpt_keras.exporting.litert import export_litert
+
+    model = build(GPTConfig(**{**SHAPE, **STYLES[style]}))
+    export_litert(model, None, tmp_path / "model.tflite", "float32")
+    lm = load_with(tmp_path / "model.tflite")
+    prompts = [random_ids((1, length), 512, seed=length)[0].tolist() for length in LENGTHS]
+    options = SamplingOptions(max_new_tokens=9)
+    theirs = gpt_keras.LanguageModel(model, None).generator.complete(prompts, options)
+    assert [row[0].token_ids for row in lm.generator.complete(prompts, options)] == [r[0].token_ids for r in theirs]
+    beams = SamplingOptions(max_new_tokens=4, num_beams=3, num_sequences=2)
+    ours, theirs = (m.generator.complete(prompts[3:5], beams) for m in (lm, gpt_keras.LanguageModel(model, None)))
+    assert [[c.token_ids for c in row] for row in ours] == [[c.token_ids for c in row] for row in theirs]
+
+
+def test_the_functions_are_the_contracts(tokenizer, tmp_path):
+    from ai_edge_litert.compiled_model import CompiledModel
+
+    from gpt_keras.exporting.litert import export_litert
+
+    model = build(GPTConfig(**{**SHAPE, **LLAMA}))
+    export_litert(model, tokenizer, tmp_path / "model.tflite", "int8", context_length=100)
+    found = CompiledModel.from_file(str(tmp_path / "model.tflite"))
+    assert set(found.get_signature_list()) == {"decode", "prefill_1", "prefill_8", "prefill_32"}
+    for name, length in (("decode", 1), ("prefill_32", 32)):
+        inputs = {k: tuple(v["shape"]) for k, v in found.get_input_tensor_details(name).items()}
+        cache = {f"kv_cache_{part}_{layer}": (1, 100, 2, 8) for part in "kv" for layer in range(2)}
+        assert inputs == {"tokens": (1, length), "input_pos": (length,), "mask": (1, 1, length, 100), **cache}
+        outputs = {k: tuple(v["shape"]) for k, v in found.get_output_tensor_details(name).items()}
+        assert outputs == {**cache, **({"logits": (1, 1, 512)} if name == "decode" else {})}
+    with zipfile.ZipFile(tmp_path / "model.tflite") as archive:
+        assert {"gpt_config.json", "tokenizer.model", "tokenizer.json"} <= set(archive.namelist())
+
+
+def test_the_command_and_what_runs_its_file(tokenizer, tmp_path):
+    config = GPTConfig(**{**SHAPE, **LLAMA})
+    save_folder(build(config), tokenizer, tmp_path / "model")
+    file = tmp_path / "small.tflite"
+    done = run("export", tmp_path / "model", "--format", "litert", "--weights", "float32", "--output", file)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode().splitlines()[-1] == str(file)
+    written = run("generate", file, "--prompt", "def main(", "--max-new-tokens", 12)
+    expected = gpt_keras.load(tmp_path / "model", dtype="float32").generate("def main(", max_new_tokens=12)
+    assert (written.returncode, written.stdout.decode(), written.stderr) == (0, expected + "\n", b"")
+    for arguments, message in (
+        (["--format", "litert", "--output", tmp_path / "x"], "name the .tflite file"),
+        (["--format", "litert", "--output", file, "--weights", "bfloat16"], "float32, int8, int4"),
+        (["--format", "litert", "--output", file, "--context-length", 151], "context of 150"),
+        (["--format", "saved_model", "--output", tmp_path / "s", "--context-length", 20], "for --format litert"),
+    ):
+        done = run("export", tmp_path / "model", *arguments)
+        assert done.returncode == 2 and message in done.stderr.decode() and done.stderr.count(b"\n") == 1
+
+
+def test_a_damaged_or_foreign_file_is_told(tmp_path):
+    (tmp_path / "x.tflite").write_bytes(np.random.default_rng(0).bytes(5000))
+    with pytest.raises(InputError, match="not a whole LiteRT file of this project"):
+        load_with(tmp_path / "x.tflite")
+    with pytest.raises(InputError, match="no such file"):
+        load_with(tmp_path / "y.tflite")
+    with pytest.raises(InputError, match="which generate, chat and serve run"):
+        gpt_keras.load(tmp_path / "x.tflite")
