@@ -34,12 +34,17 @@ def export_litert(
     Raises:
         InputError: The context is longer than the model's, or the file cannot be written.
     """
+    check_writable(path)
+    content, context = litert_file(model, weights, context_length)
+    config = dataclasses.replace(model.config, context_length=context)
+    with tempfile.TemporaryDirectory() as folder:
+        bundle.write(path, content, config, tokenizer, Path(folder))
+
+
+def litert_file(model: GPT, weights: Weights, context_length: int | None) -> tuple[bytes, int]:
+    """The file without a tokenizer, and how long its context is. Arguments and errors as `export_litert`."""
     most = model.config.context_length
     context = min(most, _LONGEST) if context_length is None else context_length
     if not 1 < context <= most:
         raise InputError(f"--context-length {context} must be at least 2 and at most the model's context of {most}")
-    check_writable(path)
-    content = engine_file(model, weights, context, [length for length in PREFILL if length < context])
-    config = dataclasses.replace(model.config, context_length=context)
-    with tempfile.TemporaryDirectory() as folder:
-        bundle.write(path, content, config, tokenizer, Path(folder))
+    return engine_file(model, weights, context, [length for length in PREFILL if length < context]), context

@@ -1,0 +1,76 @@
+"""A .litertlm bundle: the LiteRT file, the tokenizer and what a conversation looks like, for Google's LiteRT-LM engine.
+
+The engine runs it unchanged, on phones and on a desk: `litert-lm run model.litertlm`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from gpt_keras.data.conversations import turn_ends
+from gpt_keras.data.errors import InputError
+from gpt_keras.data.files import check_writable, whole_file
+from gpt_keras.data.tokenizer import Tokenizer
+from gpt_keras.exporting.litert import litert_file
+from gpt_keras.litert.conversion import Weights
+from gpt_keras.model import GPT
+
+
+def export_litertlm(
+    model: GPT, tokenizer: Tokenizer, path: str | Path, weights: Weights, context_length: int | None = None
+) -> None:
+    """Write the bundle.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer: a SentencePiece model as it is, another one as its tokenizer.json.
+        path: The .litertlm file.
+        weights: As `export_litert`.
+        context_length: As `export_litert`.
+
+    Raises:
+        InputError: As `export_litert`; or a package is missing.
+    """
+    try:
+        from litert_lm_builder import litertlm_builder as builder
+    except ImportError as error:
+        raise InputError(f"a .litertlm bundle needs {error.name}: pip install 'gpt_keras[litert]'") from error
+    check_writable(path)
+    content, context = litert_file(model, weights, context_length)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "model.tflite").write_bytes(content)
+        (folder / "metadata.pb").write_bytes(_metadata(tokenizer, context).SerializeToString())
+        (folder / "tokenizer").mkdir()
+        tokenizer.write(folder / "tokenizer", context)
+        bundle = builder.LitertLmFileBuilder()
+        bundle.add_system_metadata(builder.Metadata("Authors", "gpt_keras", builder.DType.STRING))
+        bundle.add_llm_metadata(str(folder / "metadata.pb"))
+        if (folder / "tokenizer" / "tokenizer.model").exists():
+            bundle.add_sentencepiece_tokenizer(str(folder / "tokenizer" / "tokenizer.model"))
+        else:
+            bundle.add_hf_tokenizer(str(folder / "tokenizer" / "tokenizer.json"))
+        bundle.add_tflite_model(str(folder / "model.tflite"), builder.TfLiteModelType.PREFILL_DECODE)
+        with whole_file(path) as partial, open(partial, "wb") as stream:
+            bundle.build(stream)
+
+
+def _metadata(tokenizer: Tokenizer, context_length: int) -> Any:
+    """What the engine is told of the model."""
+    from litert_lm_builder.runtime.proto import llm_metadata_pb2, sampler_params_pb2
+
+    found = llm_metadata_pb2.LlmMetadata()
+    if tokenizer.begin_id is not None and tokenizer.encode_prompt("")[:1] == [tokenizer.begin_id]:
+        found.start_token.token_ids.ids.append(tokenizer.begin_id)
+    for token in sorted(tokenizer.end_ids | turn_ends(tokenizer)):
+        found.stop_tokens.add().token_ids.ids.append(token)
+    # The engine's other kinds of sampling fail; the most probable token alone is what `generate` takes by default.
+    found.sampler_params.type = sampler_params_pb2.SamplerParameters.TOP_P
+    found.sampler_params.k, found.sampler_params.p, found.sampler_params.temperature = 1, 1.0, 1.0
+    found.max_num_tokens = context_length
+    found.llm_model_type.generic_model.SetInParent()
+    if tokenizer.chat_template is not None:
+        found.jinja_prompt_template = tokenizer.chat_template
+    return found
