@@ -46,7 +46,7 @@ def save_folder(model: GPT, tokenizer: Tokenizer | None, path: str | Path) -> No
         InputError: The tokenizer does not fit the model, or the disk is full.
     """
     _check_vocabulary(tokenizer, model.config, "this model")
-    ids = {} if tokenizer is None else _ids(tokenizer)
+    ids = {} if tokenizer is None else token_ids(tokenizer)
     with whole_folder(path) as folder:
         _write_json(folder / "config.json", {**architectures.write_config(model.config), **ids})
         tensors = _tensors(model)
@@ -84,7 +84,8 @@ def _check_vocabulary(tokenizer: Tokenizer | None, config: GPTConfig, where: str
         )
 
 
-def _ids(tokenizer: Tokenizer) -> dict[str, Any]:
+def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What generation_config.json says of begin, end and padding."""
     ends = sorted(tokenizer.end_ids)
     ids = {
         "bos_token_id": tokenizer.begin_id,

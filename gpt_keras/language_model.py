@@ -191,7 +191,7 @@ def load(path: str | Path, dtype: str | None = None) -> LanguageModel:
     if place == SMOLLM2 and not Path(place).exists():
         place = str(smollm2_file())
     if Path(place).suffix.lower() == ".tflite":
-        raise InputError(f"{place}: a LiteRT file, which generate, chat and serve run; here a model folder is wanted")
+        raise InputError(f"{place}: a LiteRT file, which generate and chat run; here a model folder is wanted")
     if Path(place).suffix.lower() == ".gguf":
         from gpt_keras.gguf_file import load_gguf
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from pathlib import Path
 
 from gpt_keras.data.errors import InputError
@@ -37,8 +36,7 @@ def export_litert(
     check_writable(path)
     content, context = litert_file(model, weights, context_length)
     config = dataclasses.replace(model.config, context_length=context)
-    with tempfile.TemporaryDirectory() as folder:
-        bundle.write(path, content, config, tokenizer, Path(folder))
+    bundle.write(path, content, config, tokenizer)
 
 
 def litert_file(model: GPT, weights: Weights, context_length: int | None) -> tuple[bytes, int]:

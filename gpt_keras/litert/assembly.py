@@ -43,10 +43,11 @@ class Template:
 def prime_sizes(config: GPTConfig, rows: bool = True, slots: bool = True, length: bool = True) -> Sizes:
     """Sizes that divide none of the model's own numbers; without one of them, it is fixed at its smallest."""
     own = [value for value in config.to_dict().values() if isinstance(value, int) and value > 1]
-    own += [config.head_dim, config.intermediate_dim, config.num_key_value_heads, config.num_heads]
+    own += [heads * config.head_dim for heads in (config.num_heads, config.num_key_value_heads)]
     free = [p for p in _PRIMES if all(n % p for n in own)]
-    free_slots = [p for p in _SLOT_PRIMES if all(n % p for n in own)]
-    return Sizes(free[0] if rows else 1, free_slots[0] if slots else 0, free[1] if length else 1)
+    tokens = free[1] if length else 1
+    free_slots = [p for p in _SLOT_PRIMES if all(n % p for n in own) and p + tokens not in own]
+    return Sizes(free[0] if rows else 1, free_slots[0] if slots else 0, tokens)
 
 
 def assemble(functions: Sequence[tuple[str, Template, Sizes]], weights: dict[str, np.ndarray]) -> bytes:

@@ -13,12 +13,20 @@ from gpt_keras.config import GPTConfig
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import whole_file
 from gpt_keras.data.tokenizer import TOKENIZER_FILES, Tokenizer
+from gpt_keras.folder import token_ids
 
 _CONFIG = "gpt_config.json"
 _TOKENIZER = (*TOKENIZER_FILES, "generation_config.json", "config.json")
 
 
-def write(path: str | Path, content: bytes, config: GPTConfig, tokenizer: Tokenizer | None, folder: Path) -> None:
+def text_files(tokenizer: Tokenizer | None) -> dict[str, bytes]:
+    """What `Tokenizer.from_files` makes the same tokenizer of, with all that begins and ends a text."""
+    if tokenizer is None:
+        return {}
+    return {**tokenizer.files, "generation_config.json": json.dumps(token_ids(tokenizer)).encode()}
+
+
+def write(path: str | Path, content: bytes, config: GPTConfig, tokenizer: Tokenizer | None) -> None:
     """The file, whole or not at all.
 
     Args:
@@ -26,19 +34,16 @@ def write(path: str | Path, content: bytes, config: GPTConfig, tokenizer: Tokeni
         content: The LiteRT file.
         config: The model's, with the context that the file was made for.
         tokenizer: Its tokenizer.
-        folder: An empty one for what is put together.
 
     Raises:
         InputError: It cannot be written.
     """
-    if tokenizer is not None:
-        tokenizer.write(folder, config.context_length)
     with whole_file(path) as partial:
         partial.write_bytes(content)
         with zipfile.ZipFile(partial, "a", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(_CONFIG, json.dumps(config.to_dict(), indent=2) + "\n")
-            for file in sorted(folder.iterdir()):
-                archive.write(file, file.name)
+            for name, data in sorted(text_files(tokenizer).items()):
+                archive.writestr(name, data)
 
 
 def read(path: str | Path) -> tuple[GPTConfig, Tokenizer | None]:

@@ -42,7 +42,7 @@ class ContractDecoder:
         self._file, self.config = file, config
         self._names = cache_names(config.num_layers)
         found = {int(name.removeprefix("prefill_")): name for name in file.functions if name.startswith("prefill_")}
-        self._functions = {**found, 1: "decode"}
+        self._functions = {1: "decode", **found}
         self._memory: dict[str, dict[str, Buffer]] = {}
         outputs = file.outputs("decode")
         self._logits = {"logits": outputs["logits"]}

@@ -24,21 +24,23 @@ Weights = Literal["float32", "int8", "int4"]
 def row_file(model: GPT, weights: Weights) -> bytes:
     """A file of `graph.RowForm` for the project's own engine, with all functions of `sizes.row_sizes`."""
     config = model.config
+    if config.context_length < 2:
+        raise InputError("a LiteRT file needs a context of at least 2 tokens")
+    turned, wanted = weights != "float32" and rotation.suits(model), row_sizes(config.context_length)
+
+    def kind(sizes: Sizes) -> str:
+        return "one" if sizes.length == 1 else "next" if sizes.slots else "first"
+
     primes = {
         "first": prime_sizes(config, slots=False),
         "next": prime_sizes(config, rows=False),
         "one": prime_sizes(config, length=False),
     }
-    turned = weights != "float32" and rotation.suits(model)
     templates = {
-        kind: Template(graph.convert(model, graph.RowForm, sizes, True, turned), sizes)
-        for kind, sizes in primes.items()
+        name: Template(graph.convert(model, graph.RowForm, primes[name], True, turned), primes[name])
+        for name in {kind(sizes): None for sizes in wanted}
     }
-
-    def kind(sizes: Sizes) -> str:
-        return "one" if sizes.length == 1 else "next" if sizes.slots else "first"
-
-    functions = [(row_name(sizes), templates[kind(sizes)], sizes) for sizes in row_sizes(config.context_length)]
+    functions = [(row_name(size), templates[kind(size)], size) for size in wanted]
     return quantize(assemble(functions, _values(model, turned)), weights)
 
 

@@ -38,8 +38,9 @@ class LiteRTFile:
         compiled_model, hardware, options = _litert()
         if not Path(path).is_file():
             raise InputError(f"{path}: no such file")
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         cpu = options.CpuOptions(
-            num_threads=threads or len(os.sched_getaffinity(0)),
+            num_threads=threads or cores,
             xnnpack_weight_cache_path=str(weight_cache or ""),
         )
         chosen = options.Options(hardware_accelerators=hardware.HardwareAccelerator.CPU, cpu_options=cpu)

@@ -57,5 +57,6 @@ def row_sizes(context_length: int) -> list[Sizes]:
     """All functions of a file of `RowForm`."""
     slots = slot_counts(context_length)
     found = [Sizes(rows, 0, width) for rows in ROWS for width in prefill_widths(rows, True, context_length)]
-    found += [Sizes(1, count, width) for count in slots for width in prefill_widths(1, False, context_length)]
+    more = [count for count in slots if count > PIECE]  # fewer hold no prompt that is longer than a piece
+    found += [Sizes(1, count, width) for count in more for width in prefill_widths(1, False, context_length)]
     return found + [Sizes(rows, count, 1) for rows in ROWS for count in slots]

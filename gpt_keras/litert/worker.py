@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -24,12 +23,12 @@ from typing import Any
 import numpy as np
 
 from gpt_keras.config import GPTConfig
+from gpt_keras.data.errors import InputError
 from gpt_keras.litert.decoder import LiteRTDecoder
 from gpt_keras.litert.runtime import LiteRTFile
 from gpt_keras.rows import Rows
 
 _KEPT_LOGITS = 8
-_START_SECONDS = 300.0
 
 
 class WorkerError(Exception):
@@ -37,10 +36,10 @@ class WorkerError(Exception):
 
 
 class _Handle:
-    """A cache of the other process."""
+    """A cache of the other process, which is gone with that."""
 
-    def __init__(self, number: int, slots: int) -> None:
-        self.number, self.slots = number, slots
+    def __init__(self, number: int, slots: int, process: int) -> None:
+        self.number, self.slots, self.process = number, slots, process
 
 
 class _Logits:
@@ -81,13 +80,22 @@ class WorkerDecoder:
         self._freed: list[int] = []
         self.num_compilations = 0
         self._start()
+        try:
+            self.call("ready")
+        except WorkerError as error:
+            self._finalizer()
+            raise InputError(str(error)) from error
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "gpt_keras.litert.worker", str(theirs.fileno()), *self._arguments]
-        self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        # In a session of its own, for what is sent to all processes of this one's is this one's to handle.
+        self.process = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+        )
         theirs.close()
         self._connection = Connection(ours.detach())
+        self._freed = []
         self._finalizer = weakref.finalize(self, _end, self.process, self._connection)
 
     def call(self, method: str, *arguments: Any) -> Any:
@@ -101,10 +109,12 @@ class WorkerDecoder:
             try:
                 self._connection.send((method, freed, arguments))
                 failure, result = self._connection.recv()
-            except (EOFError, OSError) as error:
+            except BaseException as error:  # what comes back to a call that was broken off is no other's answer
                 self._finalizer()
                 self._start()
-                raise WorkerError("the process that runs LiteRT ended") from error
+                if isinstance(error, (EOFError, OSError)):
+                    raise WorkerError("the process that runs LiteRT ended") from error
+                raise
         if failure is not None:
             raise WorkerError(failure)
         return result
@@ -128,7 +138,7 @@ class WorkerDecoder:
 
     def step(self, token_ids: Any, positions: np.ndarray, select: np.ndarray, cache: _Handle) -> Any:
         """As `Decoder.step`."""
-        number, best = self.call("step", np.asarray(token_ids), positions, select, cache.number)
+        number, best = self.call("step", np.asarray(token_ids), positions, select, self._number(cache))
         return (_Logits(self, number), best), cache
 
     def take(self, logits: Any, best: np.ndarray, cache: _Handle, index: np.ndarray) -> Any:
@@ -137,20 +147,26 @@ class WorkerDecoder:
 
     def resized(self, cache: _Handle, index: np.ndarray, slots: int) -> _Handle:
         """As `Decoder.resized`."""
-        return self._handle(*self.call("resized", cache.number, index, slots))
+        return self._handle(*self.call("resized", self._number(cache), index, slots))
 
     def insert(self, cache: _Handle, other: _Handle, row: int, slot: int) -> _Handle:
         """As `Decoder.insert`."""
-        self.call("insert", cache.number, other.number, row, slot)
+        self.call("insert", self._number(cache), self._number(other), row, slot)
         return cache
 
     def _handle(self, number: int, slots: int) -> _Handle:
-        handle = _Handle(number, slots)
-        weakref.finalize(handle, self._freed_later, number)
+        handle = _Handle(number, slots, self.process.pid)
+        weakref.finalize(handle, self._free, number, self.process.pid)
         return handle
 
-    def _freed_later(self, number: int) -> None:
-        self._freed.append(number)
+    def _free(self, number: int, process: int) -> None:
+        if process == self.process.pid:
+            self._freed.append(number)
+
+    def _number(self, cache: _Handle) -> int:
+        if cache.process != self.process.pid:
+            raise WorkerError("the process that held these rows ended")
+        return cache.number
 
 
 def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:
@@ -184,6 +200,9 @@ class _Worker:
         self._caches[number] = cache
         return number, self._decoder.slots_of(cache)
 
+    def ready(self) -> None:
+        """The file is open."""
+
     def start(self, prompts: Any, room: int) -> Any:
         rows = self._decoder.start(prompts, room)
         return (*self._keep(rows.cache), rows.logits, rows.best, rows.lengths)
@@ -212,7 +231,6 @@ class _Worker:
 def main() -> None:
     """Answer what the process at the other end of a socket, the first argument, asks for, until it is gone."""
     number, file, packed, config = sys.argv[1:]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other's to handle: its requests end first
     connection = Connection(int(number))
     worker: _Worker | None = None
     failure: str | None = None
@@ -225,7 +243,7 @@ def main() -> None:
                 worker.free(freed)
                 result, failure = getattr(worker, method)(*arguments), None
             except Exception as error:
-                failure = f"{type(error).__name__}: {error}"
+                failure = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
             connection.send((failure, result))
     os._exit(0)  # LiteRT's own ending takes time, and has nothing to save
 

@@ -53,7 +53,7 @@ def test_the_functions_are_the_contracts(tokenizer, tmp_path):
         outputs = {k: tuple(v["shape"]) for k, v in found.get_output_tensor_details(name).items()}
         assert outputs == {**cache, **({"logits": (1, 1, 512)} if name == "decode" else {})}
     with zipfile.ZipFile(tmp_path / "model.tflite") as archive:
-        assert {"gpt_config.json", "tokenizer.model", "tokenizer.json"} <= set(archive.namelist())
+        assert {"gpt_config.json", "tokenizer.model", "generation_config.json"} <= set(archive.namelist())
 
 
 def test_the_command_and_what_runs_its_file(tokenizer, tmp_path):
@@ -82,5 +82,5 @@ def test_a_damaged_or_foreign_file_is_told(tmp_path):
         load_with(tmp_path / "x.tflite")
     with pytest.raises(InputError, match="no such file"):
         load_with(tmp_path / "y.tflite")
-    with pytest.raises(InputError, match="which generate, chat and serve run"):
+    with pytest.raises(InputError, match="which generate and chat run"):
         gpt_keras.load(tmp_path / "x.tflite")

@@ -118,6 +118,16 @@ def test_quantized_weights_stay_close_and_small(weights, error, size, tmp_path):
     assert others < 150_000 * functions  # each is a graph of a few hundred operations, around the one set of weights
 
 
+@pytest.mark.parametrize("vocabulary", [10_008, 10_020])
+def test_sizes_that_stand_for_others_are_none_of_the_models(vocabulary, tmp_path):
+    model = build(GPTConfig(**{**SHAPE, "vocabulary_size": vocabulary, "num_layers": 1}))
+    options = SamplingOptions(max_new_tokens=3)
+    ours = Generator(None, None, frozenset(), make(model, "float32", tmp_path)).complete(prompts([3, 300]), options)
+    assert [row[0].token_ids for row in ours] == [
+        Generator(model, None).complete([prompt], options)[0][0].token_ids for prompt in prompts([3, 300])
+    ]
+
+
 def test_a_damaged_file_is_told(tmp_path):
     from gpt_keras.data.errors import InputError
 

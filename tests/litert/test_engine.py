@@ -1,14 +1,16 @@
 """The fast engine: made once for each model, in a process of its own if wanted, which may die."""
 
+import json
 import os
 import signal
+import threading
 
 import pytest
 
 import gpt_keras
 from gpt_keras.data.errors import InputError
 from gpt_keras.folder import save_folder
-from gpt_keras.litert import engine
+from gpt_keras.litert import engine, store
 from gpt_keras.litert.engine import load_with
 from gpt_keras.litert.worker import WorkerError
 from gpt_keras.sampling_options import SamplingOptions
@@ -21,9 +23,13 @@ PROMPTS = ["def main(", "import os\n", "x"]
 
 @pytest.fixture
 def folder(config, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setenv(engine.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv(store.CACHE, str(tmp_path / "cache"))
     save_folder(build(config), tokenizer, tmp_path / "model")
     return tmp_path / "model"
+
+
+def folders(tmp_path):
+    return [path for path in (tmp_path / "cache" / "litert").iterdir() if path.is_dir()]
 
 
 def test_a_file_is_made_once_for_what_a_model_holds(folder, config, tokenizer, tmp_path):
@@ -35,16 +41,35 @@ def test_a_file_is_made_once_for_what_a_model_holds(folder, config, tokenizer, t
         assert lm.generate(PROMPTS, max_new_tokens=8) == expected
     assert len(said) == 1 and "once" in said[0]
     assert isinstance(load_with(folder, "auto", make=False), engine.FastLanguageModel)
-    (made,) = (tmp_path / "cache" / "litert").iterdir()
+    assert len(folders(tmp_path)) == 1
     save_folder(build(config, seed=1), tokenizer, folder)
     other = load_with(folder, "litert", say=said.append)
-    assert len(said) == 2 and len(list(made.parent.iterdir())) == 2
+    assert len(said) == 2 and len(folders(tmp_path)) == 2
     assert other.generate(PROMPTS, max_new_tokens=8) == gpt_keras.load(folder).generate(PROMPTS, max_new_tokens=8)
     assert other.score("def") == pytest.approx(gpt_keras.load(folder).score("def"))  # by Keras
 
 
+def test_all_that_ends_a_text_does(folder, tokenizer, tmp_path):
+    ids = {"bos_token_id": tokenizer.begin_id, "eos_token_id": [tokenizer.end_id, 300, 301], "pad_token_id": 0}
+    (folder / "generation_config.json").write_text(json.dumps(ids))
+    assert load_with(folder, "litert").tokenizer.end_ids == {tokenizer.end_id, 300, 301}
+
+
+def test_several_make_it_once(folder, tmp_path):
+    said = []
+    threads = [threading.Thread(target=load_with, args=(folder, "litert", True, False, said.append)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(said) == 1
+    (made,) = folders(tmp_path)
+    assert not [path for path in made.iterdir() if "partial" in path.name]
+    assert len(list(made.glob("packed_*"))) == 1
+
+
 def test_what_cannot_be_made_is_told_and_auto_does_without(folder, monkeypatch):
-    monkeypatch.setenv(engine.CACHE, "/dev/null/cache")
+    monkeypatch.setenv(store.CACHE, "/dev/null/cache")
     with pytest.raises(InputError, match="/dev/null"):
         load_with(folder, "litert")
     said = []
@@ -69,3 +94,12 @@ def test_a_process_of_its_own_writes_the_same_and_may_die(folder):
     process = apart.decoder.process
     apart.decoder._finalizer()
     assert process.poll() == 0
+
+
+def test_a_process_that_cannot_begin_is_told(folder):
+    made = store.obtain(str(folder), "float32")
+    (made / "model.tflite").write_bytes(b"TFL3" * 1000)
+    for apart in (True, False):
+        with pytest.raises(InputError, match="not a whole LiteRT file"):
+            load_with(folder, "litert", apart=apart)
+    assert type(load_with(folder, "auto", apart=True)) is gpt_keras.LanguageModel
