@@ -1,5 +1,8 @@
 """A .tflite file in LiteRT-LM's contract writes what Keras writes."""
 
+import json
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -84,3 +87,38 @@ def test_a_damaged_or_foreign_file_is_told(tmp_path):
         load_with(tmp_path / "y.tflite")
     with pytest.raises(InputError, match="which generate and chat run"):
         gpt_keras.load(tmp_path / "x.tflite")
+
+
+ENGINE = """
+import json, sys
+import litert_lm
+
+litert_lm.set_min_log_severity(litert_lm.LogSeverity.ERROR)
+engine = litert_lm.Engine(sys.argv[1], backend=litert_lm.Backend.CPU(), cache_dir=":nocache")
+texts = []
+for prompt in json.loads(sys.argv[2]):
+    session = engine.create_session(apply_prompt_template=False, max_output_tokens=12)
+    session.run_prefill([prompt])
+    texts.append(session.run_decode().texts[0])
+    session.close()
+print(json.dumps(texts))
+"""
+
+
+def test_googles_engine_writes_what_keras_writes(tokenizer, tmp_path):
+    """The bundle, in the engine that phones have, by its own Python package and without ours."""
+    model = build(GPTConfig(**{**SHAPE, **LLAMA, "tie_embeddings": False, "initializer_range": 0.3}))
+    table = np.array(model.output_head.table)
+    for token in range(512):  # single bytes are often no text, of which each makes its own
+        if tokenizer.piece(token).startswith("<"):
+            table[token] = 0
+    model.output_head.table.assign(table)
+    save_folder(model, tokenizer, tmp_path / "model")
+    bundle = tmp_path / "small.litertlm"
+    done = run("export", tmp_path / "model", "--format", "litertlm", "--output", bundle)
+    assert done.returncode == 0, done.stderr
+    prompts = ["def main(", "import os\n", "x", "for name in names:\n    ", "return len(table)\n\n\ndef ", "é"]
+    command = [sys.executable, "-c", ENGINE, bundle, json.dumps(prompts)]
+    found = subprocess.run(command, capture_output=True, check=True, cwd=tmp_path)
+    ours = gpt_keras.load(tmp_path / "model", dtype="float32").generate(prompts, max_new_tokens=12)
+    assert len(set(ours)) > 3 and json.loads(found.stdout.decode().splitlines()[-1]) == ours
