@@ -82,16 +82,18 @@ def load_with(
         if apart:
             raise InputError(f"{place}: a LiteRT file of one row at a time; serve the model folder that it is of")
         return _open(place)
+    refused: InputError | None = None
     if engine == "auto":
         try:
-            if not _suits(place, make):
-                return load(place, dtype="float32")
-            return load_with(place, "litert", make, apart, say)
+            if _suits(place, make):
+                return load_with(place, "litert", make, apart, say)
         except InputError as error:
-            if say is not None:
-                say(f"Keras runs {place}, for LiteRT does not: {error}")
+            refused = error
     if engine in ("auto", "keras"):
-        return load(place, dtype="float32")
+        lm = load(place, dtype="float32")
+        if refused is not None and say is not None:
+            say(f"Keras runs {place}, for LiteRT does not: {refused}")
+        return lm
     folder = store.obtain(place, "int8" if engine == "litert-int8" else "float32", say)
     file, config, tokenizer = store.read(folder)
     files = file, store.packed(file, folder)

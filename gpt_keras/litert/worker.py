@@ -46,12 +46,12 @@ class _Logits:
     """Logits [batch, vocabulary_size] that are fetched when they are looked at."""
 
     def __init__(self, decoder: WorkerDecoder, number: int) -> None:
-        self._decoder, self._number = decoder, number
+        self._decoder, self.number, self.process = decoder, number, decoder.process.pid
         self._value: np.ndarray | None = None
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         if self._value is None:
-            self._value = self._decoder.call("logits", self._number)
+            self._value = self._decoder.call("logits", self._decoder.number_of(self))
         return self._value if dtype is None else self._value.astype(dtype)
 
     def __getitem__(self, index: Any) -> np.ndarray:
@@ -138,7 +138,7 @@ class WorkerDecoder:
 
     def step(self, token_ids: Any, positions: np.ndarray, select: np.ndarray, cache: _Handle) -> Any:
         """As `Decoder.step`."""
-        number, best = self.call("step", np.asarray(token_ids), positions, select, self._number(cache))
+        number, best = self.call("step", np.asarray(token_ids), positions, select, self.number_of(cache))
         return (_Logits(self, number), best), cache
 
     def take(self, logits: Any, best: np.ndarray, cache: _Handle, index: np.ndarray) -> Any:
@@ -147,11 +147,11 @@ class WorkerDecoder:
 
     def resized(self, cache: _Handle, index: np.ndarray, slots: int) -> _Handle:
         """As `Decoder.resized`."""
-        return self._handle(*self.call("resized", self._number(cache), index, slots))
+        return self._handle(*self.call("resized", self.number_of(cache), index, slots))
 
     def insert(self, cache: _Handle, other: _Handle, row: int, slot: int) -> _Handle:
         """As `Decoder.insert`."""
-        self.call("insert", self._number(cache), self._number(other), row, slot)
+        self.call("insert", self.number_of(cache), self.number_of(other), row, slot)
         return cache
 
     def _handle(self, number: int, slots: int) -> _Handle:
@@ -163,10 +163,15 @@ class WorkerDecoder:
         if process == self.process.pid:
             self._freed.append(number)
 
-    def _number(self, cache: _Handle) -> int:
-        if cache.process != self.process.pid:
+    def number_of(self, held: _Handle | _Logits) -> int:
+        """What the other process knows it by.
+
+        Raises:
+            WorkerError: It was another process.
+        """
+        if held.process != self.process.pid:
             raise WorkerError("the process that held these rows ended")
-        return cache.number
+        return held.number
 
 
 def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:
