@@ -206,7 +206,7 @@ class Generator:
         size, banned = self.config.vocabulary_size, set(options.banned_tokens)
         rules: list[token_rules.TokenRule] = []
         if options.regex is not None or options.json_schema is not None:
-            automaton = self._vocabulary.automaton(options.regex, options.json_schema, banned)
+            automaton = self.vocabulary.automaton(options.regex, options.json_schema, banned)
             rules.append(structured.Form(automaton, limit))
         if options.allowed_tokens is not None:
             rules.append(token_rules.AllowedTokens(set(options.allowed_tokens) - banned, size))
@@ -219,7 +219,7 @@ class Generator:
         return token_rules.All(rules) if rules else None
 
     @cached_property
-    def _vocabulary(self) -> structured.Vocabulary:
+    def vocabulary(self) -> structured.Vocabulary:
         """What tokens spell, for output in a form; made once, since automata are remembered there."""
         if self.tokenizer is None:
             raise InputError("output in a given form needs a tokenizer, and this model came without one")

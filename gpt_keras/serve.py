@@ -110,6 +110,9 @@ def main(options: ServeOptions) -> None:
 
     labels = parse_labels(options.label)
     folders = parse_models(options.model)
+    for name in folders:
+        if (options.saved_models / name).is_dir():
+            raise InputError(f"--model {name}: {options.saved_models} has a model of this name, too; give it another")
     start_backend(choose_backend("tensorflow"))
     from gpt_keras.litert.engine import load_with
     from gpt_keras.serving.app import Limits, make_app

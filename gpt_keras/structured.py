@@ -51,12 +51,11 @@ class Vocabulary:
     """
 
     def __init__(self, token_bytes: Sequence[bytes], end_ids: Iterable[int]) -> None:
-        self.size = len(token_bytes)
-        self.ends = np.zeros(self.size, bool)
+        self.ends = np.zeros(len(token_bytes), bool)
         self.ends[list(end_ids)] = True
         if not self.ends.any():
             raise InputError("output in a given form needs an end token, and the tokenizer has none")
-        self._texts = {i: bytes(text) for i, text in enumerate(token_bytes) if text and not self.ends[i]}
+        self._token_bytes = token_bytes
         self._automata: dict[tuple[Any, ...], TokenAutomaton] = {}
         self._lock = threading.Lock()
 
@@ -77,40 +76,58 @@ class Vocabulary:
         Raises:
             InputError: The expression or schema is invalid or unsupported, or no text of these tokens fits.
         """
-        without = frozenset(banned)
-        key = (regex, json_schema if isinstance(json_schema, str) else json.dumps(json_schema), without)
-        with self._lock:
-            found = self._automata.get(key)
+        found = self.remembered(regex, json_schema, banned)
         if found is None:  # made outside of the lock, for it may take long
             expression = regex if regex is not None else _schema_expression(json_schema)
-            found = TokenAutomaton(self, expression, without)
-            with self._lock:
-                while len(self._automata) >= _REMEMBERED:
-                    self._automata.pop(next(iter(self._automata)))
-                self._automata[key] = found
+            found = TokenAutomaton(self.index(expression, frozenset(banned)), self.ends)
+            self.remember(found, regex, json_schema, banned)
         return found
+
+    def remembered(self, *form: Any) -> TokenAutomaton | None:
+        """The automaton of a form, given as to `automaton`, if it is there already."""
+        with self._lock:
+            return self._automata.get(_key(*form))
+
+    def remember(self, automaton: TokenAutomaton, *form: Any) -> None:
+        """Keep the automaton of a form, and forget the one that is there for longest if they are many."""
+        with self._lock:
+            while len(self._automata) >= _REMEMBERED:
+                self._automata.pop(next(iter(self._automata)))
+            self._automata[_key(*form)] = automaton
+
+    def __reduce__(self) -> Any:
+        return Vocabulary, (self._token_bytes, np.flatnonzero(self.ends).tolist())
 
     def index(self, expression: str, without: frozenset[int] = frozenset()) -> Any:
         """outlines-core's automaton of an expression."""
         tokens: dict[bytes, list[int]] = {}
-        for token, text in self._texts.items():
-            if token not in without:
-                tokens.setdefault(text, []).append(token)
-        return _build(expression, tokens, self.size)
+        for token, text in enumerate(self._token_bytes):
+            if text and not self.ends[token] and token not in without:
+                tokens.setdefault(bytes(text), []).append(token)
+        return _build(expression, tokens, len(self.ends))
+
+
+def _key(
+    regex: str | None = None, json_schema: dict[str, Any] | bool | str | None = None, banned: Iterable[int] = ()
+) -> tuple[Any, ...]:
+    return regex, json_schema if isinstance(json_schema, str) else json.dumps(json_schema), frozenset(banned)
 
 
 class TokenAutomaton:
     """States joined by tokens, and the number of tokens from each state to a whole text.
 
+    Args:
+        index: outlines-core's automaton.
+        ends: Of each token id, whether it ends a text, bool [vocabulary_size].
+
     Attributes:
-        vocabulary: What the tokens are.
+        ends: As given.
         start: The state before any token.
         distance: Of each state, the fewest tokens to a whole text, int64.
     """
 
-    def __init__(self, vocabulary: Vocabulary, expression: str, without: frozenset[int]) -> None:
-        self.vocabulary = vocabulary
-        index = vocabulary.index(expression, without)
+    def __init__(self, index: Any, ends: np.ndarray) -> None:
+        self.ends = ends
         transitions: dict[int, dict[int, int]] = index.get_transitions()
         finals = index.get_final_states()
         number = {state: i for i, state in enumerate({index.get_initial_state(), *transitions, *finals})}
@@ -122,7 +139,7 @@ class TokenAutomaton:
         for state, row in transitions.items():
             tokens = np.fromiter(row.keys(), np.int64, len(row))
             targets = np.array([number[target] for target in row.values()], np.int64)
-            kept = tokens < vocabulary.size  # outlines-core's own end token is one beyond
+            kept = tokens < len(ends)  # outlines-core's own end token is one beyond
             order = np.argsort(tokens[kept])
             self._rows[number[state]] = (tokens[kept][order], targets[kept][order])
         self.distance = self._distances()
@@ -155,10 +172,10 @@ class TokenAutomaton:
     def allowed(self, state: int, remaining: int) -> np.ndarray:
         """Tokens from which a whole text is at most `remaining - 1` tokens away, and end tokens after a whole one."""
         tokens, targets = self._rows[state]
-        mask = np.zeros(self.vocabulary.size, bool)
+        mask = np.zeros(len(self.ends), bool)
         mask[tokens[self.distance[targets] <= remaining - 1]] = True
         if self.accepting[state]:
-            mask |= self.vocabulary.ends
+            mask |= self.ends
         return mask
 
 
@@ -195,7 +212,7 @@ class Form:
             self._state = None if self._state is None else self._automaton.step(self._state, token)
         self._read = new
         if self._state is None:  # a token that was not allowed, from elsewhere than this rule
-            return self._automaton.vocabulary.ends
+            return self._automaton.ends
         return self._automaton.allowed(self._state, remaining)
 
 

@@ -244,6 +244,11 @@ def make_app(
     async def complete(request: Request) -> Response:
         return await openai.complete(request, await _body(request, limits))
 
+    async def only_post(request: Request) -> Response:
+        response = APIError(405, f"{request.url.path} takes POST requests").response
+        response.headers["Allow"] = "POST"
+        return response
+
     async def answer(request: Request) -> Response:
         if request.method == "GET" and text_models and (found := _openai_models(request.url.path)) is not None:
             return found
@@ -264,6 +269,9 @@ def make_app(
         extra = _PREDICT if path.endswith(":predict") else _EXAMPLES if method == "POST" else {}
         extra = {**extra, "parameters": [_parameter(name) for name in re.findall(r"{(\w+)}", path)]}
         app.add_api_route(path, answer, methods=[method], summary=summary, openapi_extra=extra, responses=_ERRORS)
+    others = [method for method in _METHODS if method != "POST"]
+    for path in _OPENAI:
+        app.add_api_route(path, only_post, methods=others, include_in_schema=False)
     app.add_api_route("/v1/{rest:path}", answer, methods=list(_METHODS), include_in_schema=False)
     return app
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import secrets
-import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -22,6 +20,7 @@ from gpt_keras.data.errors import InputError
 from gpt_keras.generation import Generator
 from gpt_keras.language_model import LanguageModel
 from gpt_keras.sampling_options import SamplingOptions
+from gpt_keras.serving import forms
 from gpt_keras.serving.engine import BusyError, ClosedError, Engine, Job, Part
 from gpt_keras.serving.openai_schema import MOST_TEXTS, ChatRequest, CompletionRequest
 
@@ -111,11 +110,10 @@ class OpenAIAPI:
                 raise APIError(400, str(error), param="messages") from error
             alternatives = (asked.top_logprobs or 0) if asked.logprobs else None
             wanted = asked.max_completion_tokens or asked.max_tokens
-            schema = asked.response_format.schema_of_text if asked.response_format else None
             return self._jobs(asked, model, [prompt], lm.chat_generator, wanted, alternatives, json_schema=schema)
 
-        form = asked.response_format is not None and asked.response_format.schema_of_text is not None
-        jobs = await self._begun(begin, form)
+        schema = asked.response_format.schema_of_text if asked.response_format else None
+        jobs = await self._begun(begin, model.language_model.chat_generator, schema)
         style = _Chat(model, jobs, asked.logprobs or False, asked.tells_usage)
         return await self._answer(request, model, jobs, style, asked.stream or False)
 
@@ -140,7 +138,7 @@ class OpenAIAPI:
             return self._jobs(asked, model, prompts, generator, wanted, asked.logprobs)
 
         echoed: list[str] = []
-        jobs = await self._begun(begin)
+        jobs = await self._begun(begin, model.language_model.generator)
         style = _Completion(model, jobs, asked.logprobs is not None, asked.tells_usage, echoed)
         return await self._answer(request, model, jobs, style, asked.stream or False)
 
@@ -150,16 +148,19 @@ class OpenAIAPI:
             raise APIError(404, f"there is no model {name[:100]!r} here, but {known}", "model_not_found", "model")
         return self.models[name]
 
-    async def _begun(self, begin: Callable[[], list[Job]], form: bool = False) -> list[Job]:
-        """The jobs of a request, which takes a moment; where a form is asked for, seconds, or for ever."""
+    async def _begun(self, begin: Callable[[], list[Job]], generator: Generator, schema: Any = None) -> list[Job]:
+        """The jobs of a request; a schema may take longer than there is time."""
         try:
             async with asyncio.timeout(self._seconds):
-                if not form:
-                    return await asyncio.to_thread(begin)
-                await self._forms.acquire()
-                return await asyncio.shield(_in_own_thread(begin, self._forms.release))
+                if schema is not None:
+                    async with self._forms:
+                        await forms.prepare(await asyncio.to_thread(lambda: generator.vocabulary), None, schema)
+                return await asyncio.to_thread(begin)
+        except InputError as error:
+            raise APIError(400, str(error), param="response_format") from error
         except TimeoutError as error:
-            raise APIError(504, "the answer took too long" + ": give a simpler schema" * form) from error
+            hint = "" if schema is None else ": give a simpler schema"
+            raise APIError(504, "the answer took too long" + hint) from error
 
     def _jobs(
         self,
@@ -462,29 +463,6 @@ def _parsed(kind: Any, body: bytes) -> Any:
         place = ".".join(str(part) for part in first["loc"])[:100]
         message = first["msg"].removeprefix("Value error, ")
         raise APIError(400, f"{place}: {message}" if place else message, param=place or None) from error
-
-
-def _in_own_thread(work: Callable[[], Any], done: Callable[[], None]) -> asyncio.Future[Any]:
-    """What `work` returns, from a thread that nothing waits for if it never ends; `done` is called when it does."""
-    loop = asyncio.get_running_loop()
-    found: asyncio.Future[Any] = loop.create_future()
-
-    def tell(result: Any, error: BaseException | None) -> None:
-        done()
-        if not found.cancelled():
-            found.set_exception(error) if error else found.set_result(result)
-
-    def run() -> None:
-        result, error = None, None
-        try:
-            result = work()
-        except Exception as raised:
-            error = raised
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(tell, result, error)
-
-    threading.Thread(target=run, name="form", daemon=True).start()
-    return found
 
 
 async def _gone(request: Request) -> None:

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.tensorflow
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HELLO = [{"role": "user", "content": "for name in names"}]
 CONTEXT = 2000
+REQUESTS = int(os.environ.get("GPT_KERAS_TEST_REQUESTS", "400"))
 LOAD_SECONDS = float(os.environ.get("GPT_KERAS_TEST_LOAD_SECONDS", "30"))
 
 
@@ -216,6 +217,12 @@ def test_bodies_that_are_no_requests(server, path, body):
     assert status == 400 and answer["error"]["message"]
 
 
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_other_methods_are_refused_in_openai_s_form(server, path):
+    status, headers, answer = server.ask("GET", path)
+    assert status == 405 and headers["allow"] == "POST" and "takes POST" in answer["error"]["message"]
+
+
 def test_a_body_that_is_too_large(server):
     status, _, answer = server.ask("POST", CHAT, b"x" * 600_000)
     assert status == 413 and "larger than" in answer["error"]["message"]
@@ -233,7 +240,7 @@ FIELDS = (
 )  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=REQUESTS, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changed=st.dictionaries(st.sampled_from(FIELDS), VALUES, min_size=1, max_size=3),
     path=st.sampled_from([CHAT, COMPLETIONS]),
@@ -370,8 +377,10 @@ def test_a_key_and_a_graceful_end(folder, tmp_path):
     ("tiny", "not of the form NAME=MODEL_FOLDER"),
     ("../x=y", "not of the form NAME=MODEL_FOLDER"),
     ("tiny=nowhere", "nowhere"),
+    ("taken=nowhere", "has a model of this name"),
 ])  # fmt: skip
 def test_models_that_are_none(model, words, tmp_path):
+    (tmp_path / "taken").mkdir()
     command = [sys.executable, "-m", "gpt_keras.serve", str(tmp_path), "--port", "0", "--model", model]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode and words in done.stderr and len(done.stderr.strip().splitlines()) == 1

@@ -120,15 +120,16 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(source, tmp_path_factory) -> tuple[list[str], Path]:
+def uninterrupted(source, tmp_path_factory) -> tuple[list[str], Path, float]:
     folder = tmp_path_factory.mktemp("whole")
     more = folder / "more.jsonl"
     more.write_text("".join(json.dumps({"text": program(5000 + i)}) + "\n" for i in range(100)))
     arguments = ["--data", f"{source}=2", f"{more}=1", *SMALL, "--mask-documents", "--steps", "200"]
     arguments += ["--checkpoint-minutes", "0.002", "--export-dir", "null"]
+    begin = time.monotonic()
     done = train(*arguments, "--run-dir", folder / "run")
     assert done.returncode == 0, done.stderr
-    return arguments, folder / "run"
+    return arguments, folder / "run", time.monotonic() - begin
 
 
 KILLS = int(os.environ.get("GPT_KERAS_TEST_KILLS", "3"))
@@ -136,26 +137,34 @@ KILLS = int(os.environ.get("GPT_KERAS_TEST_KILLS", "3"))
 
 
 def test_a_run_killed_at_random_moments_goes_on_to_the_same_losses(uninterrupted, tmp_path):
-    arguments, whole = uninterrupted
-    command = [sys.executable, "-m", "gpt_keras.train", *arguments, "--run-dir", str(tmp_path / "run")]
-    config = tmp_path / "run" / "config.yaml"
+    arguments, whole, seconds = uninterrupted
     draw = random.Random()
     print("seed of the moments:", seed := draw.randrange(10**6))  # shown if the test fails
     draw.seed(seed)
-    for number in range(KILLS):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        # Any moment of any stage; at least one of them behind a checkpoint.
-        if number == 0:
-            while process.poll() is None and not list((tmp_path / "run" / "checkpoints").glob("step_????????")):
-                time.sleep(0.02)
-        time.sleep(draw.uniform(0.0, 1.0 if config.exists() else 20.0))
-        process.kill()
-        process.communicate(timeout=60)
-    resumed = train(*arguments, "--run-dir", tmp_path / "run")
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resuming    after step" in resumed.stdout or "finished run" in resumed.stdout
-    assert losses(tmp_path / "run") == losses(whole)
-    assert not list(tmp_path.rglob("*.partial-*"))
+    kills, runs = 0, 0
+    while kills < KILLS:
+        run, runs = tmp_path / f"run{runs}", runs + 1
+        command = [sys.executable, "-m", "gpt_keras.train", *arguments, "--run-dir", str(run)]
+        while kills < KILLS:  # until it has finished all the same
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            if kills == 0:  # at least one behind a checkpoint, the others at any moment of any stage
+                while process.poll() is None and not list((run / "checkpoints").glob("step_????????")):
+                    time.sleep(0.02)
+            time.sleep(draw.uniform(0.0, 1.0 if kills == 0 else seconds))
+            ended = process.poll() is not None
+            process.kill()
+            _, complaint = process.communicate(timeout=60)
+            if ended:
+                assert process.returncode == 0, complaint
+                break
+            kills += 1
+        saved = bool(list((run / "checkpoints").glob("step_????????")))
+        resumed = train(*arguments, "--run-dir", run)
+        assert resumed.returncode == 0, resumed.stderr
+        assert not saved or "resuming    after step" in resumed.stdout or "finished run" in resumed.stdout
+        assert losses(run) == losses(whole)
+        assert not list(run.rglob("*.partial-*"))
+    print(f"{kills} kills of {runs} runs")
 
 
 def test_a_full_disk_costs_a_checkpoint_and_nothing_else(source, tmp_path):
@@ -186,7 +195,7 @@ def test_bfloat16_learns_as_float32_does(tmp_path):
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_run_told_to_stop_saves_and_goes_on_to_the_same_losses(uninterrupted, tmp_path, how):
-    arguments, whole = uninterrupted
+    arguments, whole, _ = uninterrupted
     arguments = [*arguments, "--checkpoint-minutes", "60"]  # so that what is there was saved for the signal
     command = [sys.executable, "-m", "gpt_keras.train", *arguments, "--run-dir", str(tmp_path / "run")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -205,7 +214,7 @@ def test_a_run_told_to_stop_saves_and_goes_on_to_the_same_losses(uninterrupted, 
 
 
 def test_harmless_changes_are_told_and_others_refused_with_all_differences(uninterrupted, source):
-    arguments, whole = uninterrupted
+    arguments, whole, _ = uninterrupted
     told = train(*arguments[:-6], "--steps", 201, "--export-dir", "null", "--run-dir", whole, "--learning-rate", "0.01")
     assert told.returncode == 0, told.stderr
     assert "changed     --steps 201 (was 200), --learning-rate 0.01 (was 0.02)" in told.stdout
