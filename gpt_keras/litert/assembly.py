@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,8 @@ from ai_edge_litert import schema_py_generated as schema
 
 from gpt_keras.config import GPTConfig
 from gpt_keras.data.errors import InputError
-from gpt_keras.litert.graph import AS_IS, WEIGHT
+from gpt_keras.litert.graph import WEIGHT
+from gpt_keras.litert.rounding import Quantized
 from gpt_keras.litert.sizes import Sizes
 
 _IDENTIFIER = b"TFL3"
@@ -50,39 +51,56 @@ def prime_sizes(config: GPTConfig, rows: bool = True, slots: bool = True, length
     return Sizes(free[0] if rows else 1, free_slots[0] if slots else 0, tokens)
 
 
-def assemble(functions: Sequence[tuple[str, Template, Sizes]], weights: dict[str, np.ndarray]) -> bytes:
+def assemble(functions: Sequence[tuple[str, Template, Sizes]], weights: Mapping[str, np.ndarray | Quantized]) -> bytes:
     """A file with functions by name, each a template at sizes of its own.
 
     Args:
         functions: Names, templates, and the sizes that they are to have.
-        weights: float32, by `graph.weight_name`; each is stored once.
+        weights: float32 or quantized, by `graph.weight_name`; each is stored once.
 
     Raises:
         InputError: The file would be larger than the format allows, 2 GB.
     """
-    if sum(value.nbytes for value in weights.values()) > 1.9e9:
+    data = {name: _packed_bits(value) for name, value in weights.items()}
+    if sum(len(value) for value in data.values()) > 1.9e9:
         raise InputError("a LiteRT file holds at most 2 GB, and these weights are larger")
     model = schema.ModelT()
     model.version, model.description = 3, "gpt_keras"
     model.buffers, model.operatorCodes, model.subgraphs, model.signatureDefs = [schema.BufferT()], [], [], []
     model.metadata = []
-    buffers: dict[str, int] = {}
-    for name, value in weights.items():
-        buffers[name] = _add_buffer(model, np.ascontiguousarray(value).view(np.uint8).reshape(-1))
+    stored = {name: _Stored(_add_buffer(model, data[name]), _quantization(value)) for name, value in weights.items()}
     opened = {id(template): _open(template) for _, template, _ in functions}
     for name, template, sizes in functions:
-        _add_function(model, name, opened[id(template)], _substitution(template.sizes, sizes), buffers)
+        _add_function(model, name, opened[id(template)], _substitution(template.sizes, sizes), stored)
     return _pack(model)
 
 
-def repack(content: bytes) -> bytes:
-    """The same file, each vector in it, scales of a quantized matrix say, stored once."""
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
-    for buffer in model.buffers:
-        if buffer.offset > 1:  # kept behind the rest of the file
-            buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
-            buffer.offset = buffer.size = 0
-    return _pack(model)
+@dataclass(frozen=True)
+class _Stored:
+    """Where a weight is, and the type and scales of its tensors if they are not float32."""
+
+    buffer: int
+    quantization: tuple[int, Any] | None
+
+
+def _packed_bits(value: np.ndarray | Quantized) -> np.ndarray:
+    """The bytes of a weight, uint8; two numbers of 4 bits in each, the first in the lower ones."""
+    if not isinstance(value, Quantized):
+        return np.ascontiguousarray(value).view(np.uint8).reshape(-1)
+    numbers: np.ndarray = value.values.reshape(-1).view(np.uint8)
+    if value.bits == 8:
+        return numbers
+    numbers = np.pad(numbers, (0, len(numbers) % 2)) & 15
+    return numbers[::2] | numbers[1::2] << 4
+
+
+def _quantization(value: np.ndarray | Quantized) -> tuple[int, Any] | None:
+    if not isinstance(value, Quantized):
+        return None
+    found = schema.QuantizationParametersT()
+    found.scale, found.zeroPoint = value.scales, np.zeros(len(value.scales), np.int64)
+    found.quantizedDimension = 0
+    return schema.TensorType.INT8 if value.bits == 8 else schema.TensorType.INT4, found
 
 
 def _pack(model: Any) -> bytes:
@@ -137,13 +155,15 @@ def _substitution(before: Sizes, after: Sizes) -> Callable[[int], int]:
     return number
 
 
-def _add_function(model: Any, name: str, source: Any, number: Callable[[int], int], weights: dict[str, int]) -> None:
+def _add_function(
+    model: Any, name: str, source: Any, number: Callable[[int], int], weights: dict[str, _Stored]
+) -> None:
     graph = copy.deepcopy(source.subgraphs[0])
     signature = source.signatureDefs[0]
     inputs = {_text(pair.name): pair.tensorIndex for pair in signature.inputs}
     kept: dict[int, int] = {}
     for index, tensor in enumerate(graph.tensors):
-        tensor.name = f"{name}/{index}".encode()  # the quantizer wants each name once in a file
+        tensor.name = f"{name}/{index}".encode()
         tensor.shape = np.array([number(int(size)) for size in tensor.shape], np.int32)
         tensor.shapeSignature = None
         data = source.buffers[tensor.buffer].data
@@ -159,9 +179,11 @@ def _add_function(model: Any, name: str, source: Any, number: Callable[[int], in
     used = {int(index) for operator in graph.operators for index in operator.inputs}
     for key, index in inputs.items():
         if key.startswith(WEIGHT) and index in used:  # without logits, the last block's are not
-            graph.tensors[index].buffer = weights[key]
+            tensor, stored = graph.tensors[index], weights[key]
+            tensor.buffer = stored.buffer
+            if stored.quantization is not None:
+                tensor.type, tensor.quantization = stored.quantization
     tables = {index for key, index in inputs.items() if key.startswith(WEIGHT)}
-    as_is = {index for key, index in inputs.items() if key.startswith(AS_IS)}
     graph.inputs = np.array([i for i in graph.inputs if i not in tables], np.int32)
     graph.name = name.encode()
     for operator in graph.operators:
@@ -173,8 +195,6 @@ def _add_function(model: Any, name: str, source: Any, number: Callable[[int], in
         if code.builtinCode == schema.BuiltinOperator.GATHER and int(operator.inputs[0]) in tables:
             code = _look_up(graph, operator) or code
         operator.opcodeIndex = _operator_code(model, code)
-        if any(int(index) in as_is for index in operator.inputs):
-            graph.tensors[operator.outputs[0]].name = f"{AS_IS}/{name}/{operator.outputs[0]}".encode()
     model.subgraphs.append(graph)
     added = schema.SignatureDefT()
     added.signatureKey, added.subgraphIndex = name.encode(), len(model.subgraphs) - 1

@@ -12,11 +12,13 @@ The weights are inputs, too: the converter never sees them, and takes as long fo
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
 
@@ -28,9 +30,7 @@ from gpt_keras.model import GPT
 Tensor = Any
 
 WEIGHT = "weight_"
-AS_IS = "weight_as_is"
-"""What such a name begins with is not quantized."""
-HEAD, BLOCK = f"{AS_IS}_head", f"{AS_IS}_block"
+HEAD, BLOCK, REST = f"{WEIGHT}head", f"{WEIGHT}block", f"{WEIGHT}rest"
 
 
 class EngineForm:
@@ -145,30 +145,102 @@ def _gather(probabilities: Tensor, values: Tensor) -> Tensor:
 # === Conversion ===
 
 
-def convert(model: GPT, form: Any, sizes: Sizes, with_logits: bool, turned: bool = False) -> bytes:
-    """A LiteRT model of one function of these sizes, whose weights are inputs, `weight_name` and `weight_shape`;
-    `turned` for those of `rotation.rotated`, with its matrices as inputs, too, `HEAD` and `BLOCK`."""
+def convert(model: GPT, form: Any, sizes: Sizes, with_logits: bool, quantized: bool = False) -> bytes:
+    """A LiteRT model of one function of these sizes, whose weights are inputs, `weight_name` and `weight_shape`.
+
+    If they are to be quantized, what they are multiplied with is given twice, see `_halves`; what a token's embedding
+    has lost comes from another table, `REST`; and where `rotation.suits` they are those of `rotation.rotated`, with its
+    matrices as inputs, too, `HEAD` and `BLOCK`.
+    """
     inputs, function = form.function(model, sizes, with_logits)
-    variables = model.weights
-    specs = [tf.TensorSpec(weight_shape(v), tf.float32, name=weight_name(i)) for i, v in enumerate(variables)]
-    if turned:
-        sides = (HEAD, model.config.hidden_dim), (BLOCK, rotation.block_size(model.config.intermediate_dim))
-        specs += [tf.TensorSpec([side, side], tf.float32, name=name) for name, side in sides]
+    config = model.config
+    shapes = {weight_name(i): weight_shape(variable) for i, variable in enumerate(model.weights)}
+    if quantized:
+        shapes[REST] = config.vocabulary_size, config.hidden_dim
+        if rotation.suits(model):
+            sides = (HEAD, config.hidden_dim), (BLOCK, rotation.block_size(config.intermediate_dim))
+            shapes |= {name: (side, side) for name, side in sides}
+    specs = [tf.TensorSpec(shape, tf.float32, name=name) for name, shape in shapes.items()]
 
     def with_weights(*arguments: Tensor) -> Any:
-        values = list(zip(variables, arguments[len(inputs) :], strict=False))
-        matrices = {id(variable): value for variable, value in values if is_kernel(variable)}
-        others = [(variable, value) for variable, value in values if not is_kernel(variable)]
-        before: dict[Any, Tensor] = {}
-        if turned:
-            *_, before["head"], block = arguments
-            before |= {id(layer.feed_forward.down.base_kernel): block for layer in model.blocks}
-        with keras.StatelessScope(state_mapping=others), kernels.using(_operations(matrices, before)):
+        values = dict(zip(shapes, arguments[len(inputs) :], strict=True))
+        with computing_with(model, values, quantized):
             return function(*arguments[: len(inputs)])
 
     traced = tf.function(with_weights, input_signature=[*inputs, *specs], autograph=False)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([traced.get_concrete_function()], tf.Module())
     return bytes(converter.convert())
+
+
+@contextlib.contextmanager
+def computing_with(
+    model: GPT, values: dict[str, Tensor], halved: bool = False, hear: Callable[[str, Tensor], None] | None = None
+) -> Iterator[None]:
+    """Within, the model computes with these values, by `weight_name`; `halved` and `hear` as for `_operations`, but
+    that matrices are known by their names."""
+    matrices = {id(v): values[weight_name(i)] for i, v in enumerate(model.weights) if is_kernel(v)}
+    others = [(v, values[weight_name(i)]) for i, v in enumerate(model.weights) if not is_kernel(v)]
+    before: dict[Any, Tensor] = {}
+    if HEAD in values:
+        before["head"] = values[HEAD]
+        before |= {id(layer.feed_forward.down.base_kernel): values[BLOCK] for layer in model.blocks}
+    names: dict[Any, str] = {id(v): weight_name(i) for i, v in enumerate(model.weights)}
+    names["head"] = names[id(_head(model))]
+
+    def heard(key: Any, x: Tensor) -> None:
+        if hear is not None:
+            hear(names[key], x)
+
+    with (
+        keras.StatelessScope(state_mapping=others),
+        kernels.using(_operations(matrices, before, halved, values.get(REST), heard)),
+    ):
+        yield
+
+
+def _head(model: GPT) -> Any:
+    return model.embedding.token_embedding if model.config.tie_embeddings else model.output_head.table
+
+
+def table_name(model: GPT) -> str:
+    """The name of the token embedding's table."""
+    return weight_name(next(i for i, v in enumerate(model.weights) if v is model.embedding.token_embedding))
+
+
+def readers(model: GPT) -> list[list[str]]:
+    """The names of all matrices that something is multiplied with, those of the same input together."""
+    names = {id(v): weight_name(i) for i, v in enumerate(model.weights)}
+    found = []
+    for block in model.blocks:
+        attention, network = block.attention, block.feed_forward
+        groups = [[attention.query, attention.key, attention.value], [attention.output_projection]]
+        groups += [[network.gate, network.up]] if hasattr(network, "gate") else [[network.up]]
+        groups += [[network.down]]
+        found += [[names[id(layer.base_kernel)] for layer in group] for group in groups]
+    return [*found, [names[id(_head(model))]]]
+
+
+def second_moments(
+    model: GPT, values: dict[str, np.ndarray], token_ids: np.ndarray, wanted: Collection[str]
+) -> dict[str, np.ndarray]:
+    """Sums of x x^T, float32 [in, in], over what the wanted matrices are multiplied with.
+
+    Args:
+        model: The model.
+        values: By `weight_name`, as for `convert`'s function.
+        token_ids: int32 [rows, length], that it reads.
+        wanted: Names of `values`.
+    """
+    found: dict[str, Tensor] = {}
+
+    def hear(name: str, x: Tensor) -> None:
+        if name in wanted:
+            found[name] = found.get(name, 0.0) + tf.matmul(x, x, transpose_a=True)
+
+    with computing_with(model, {name: tf.constant(value) for name, value in values.items()}, hear=hear):
+        for row in token_ids:
+            model(row[None])
+    return {name: value.numpy() for name, value in found.items()}
 
 
 def weight_name(index: int) -> str:
@@ -184,29 +256,61 @@ def is_kernel(variable: Any) -> bool:
     return bool(variable.path.endswith("/kernel"))
 
 
-def _operations(matrices: dict[int, Tensor], before: dict[Any, Tensor]) -> dict[str, Callable[..., Any]]:
-    """In place of those of `kernels`; kernels [out, in] by the `id` of their variables, and by the same, or `head`, a
-    matrix that what they are multiplied with is multiplied with before, part for part."""
+def _operations(
+    matrices: dict[int, Tensor],
+    before: dict[Any, Tensor],
+    halved: bool,
+    rest: Tensor | None,
+    hear: Callable[[Any, Tensor], None],
+) -> dict[str, Callable[..., Any]]:
+    """In place of those of `kernels`.
+
+    Args:
+        matrices: Kernels [out, in] by the `id` of their variables.
+        before: By the same, or `head`, a matrix that what they are multiplied with is multiplied with before, part for
+            part.
+        halved: Whether that is given as `_halves`.
+        rest: Added to the table of embeddings.
+        hear: Told what is multiplied, [n, in], with the matrix of a key.
+    """
+    last: list[Tensor] = []
 
     def embed(table: Any, token_ids: Tensor) -> Tensor:
-        found = tf.gather(table, tf.reshape(token_ids, (-1,)))
+        ids = tf.reshape(token_ids, (-1,))
+        found = tf.gather(table, ids) if rest is None else tf.gather(table, ids) + tf.gather(rest, ids)
         return tf.reshape(found, (*token_ids.shape, found.shape[-1]))
-
-    def multiply(x: Tensor, matrix: Any) -> Tensor:
-        product = tf.matmul(tf.reshape(x, (-1, x.shape[-1])), matrix, transpose_b=True)
-        return tf.reshape(product, (*x.shape[:-1], product.shape[-1]))
 
     def turn(x: Tensor, key: Any) -> Tensor:
         if key not in before:
             return x
-        return tf.reshape(multiply(tf.reshape(x, (-1, before[key].shape[0])), before[key]), x.shape)
+        parts = tf.reshape(x, (-1, before[key].shape[0]))
+        return tf.reshape(tf.matmul(parts, before[key], transpose_b=True), x.shape)
+
+    def multiply(x: Tensor, matrix: Any, key: Any) -> Tensor:
+        if not last or last[0] is not x:  # several kernels are multiplied with the same
+            turned = tf.reshape(turn(x, key), (-1, x.shape[-1]))
+            hear(key, turned)
+            last[:] = x, _halves(turned) if halved else turned
+        product = tf.matmul(last[1], matrix, transpose_b=True)
+        shape = (*x.shape[:-1], product.shape[-1])
+        return tf.reduce_sum(tf.reshape(product, (2, *shape)), 0) if halved else tf.reshape(product, shape)
 
     def linear(x: Tensor, kernel: Any, bias: Any = None, residual: Tensor | None = None) -> Tensor:
-        product = multiply(turn(x, id(kernel)), matrices[id(kernel)])
+        product = multiply(x, matrices[id(kernel)], id(kernel))
         product = product if bias is None else product + bias
         return product if residual is None else residual + product
 
     def project_to_vocabulary(x: Tensor, table: Any) -> Tensor:
-        return multiply(turn(x, "head"), table)
+        return multiply(x, table, "head")
 
     return {"embed": embed, "linear": linear, "project_to_vocabulary": project_to_vocabulary}
+
+
+def _halves(x: Tensor) -> Tensor:
+    """[2 * n, width] of `x` [n, width]: the same, and what is left of it when it is rounded to 8 bits.
+
+    So does LiteRT before it multiplies with a quantized kernel: 8 bits for each row, from its smallest to its largest
+    number. The sum of both products has 16.
+    """
+    unit = (tf.reduce_max(x, -1, keepdims=True) - tf.reduce_min(x, -1, keepdims=True)) * (1 / 255)
+    return tf.concat([x, x - tf.round(x / unit) * unit], 0)

@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.linalg import block_diag, hadamard
 
 from gpt_keras.model import GPT
 
@@ -35,7 +34,10 @@ def block_size(width: int) -> int:
 def blocks(width: int) -> np.ndarray:
     """An orthogonal matrix float32 [size, size], size `block_size(width)`, of entries that are all of one size."""
     size = block_size(width)
-    return (hadamard(size) / np.sqrt(size)).astype(np.float32)
+    found: np.ndarray = np.ones((1, 1))
+    while len(found) < size:  # Sylvester's construction
+        found = np.kron([[1, 1], [1, -1]], found)
+    return (found / np.sqrt(size)).astype(np.float32)
 
 
 def rotated(model: GPT) -> tuple[list[np.ndarray], np.ndarray]:
@@ -44,7 +46,7 @@ def rotated(model: GPT) -> tuple[list[np.ndarray], np.ndarray]:
     config = model.config
     turn, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((config.hidden_dim, config.hidden_dim)))
     turn_down, turn_head = (
-        block_diag(*[blocks(width)] * (width // block_size(width)))
+        np.kron(np.eye(width // block_size(width)), blocks(width))
         for width in (config.intermediate_dim, config.head_dim)
     )
     values = {id(variable): np.asarray(variable, np.float64) for variable in model.weights}

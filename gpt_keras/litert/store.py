@@ -29,7 +29,7 @@ CACHE = "GPT_KERAS_CACHE"
 MOST_BYTES = 1.9e9
 """A LiteRT file holds no more."""
 
-_FORMAT = 2
+_FORMAT = 3
 """Counted up whenever the files that are made change."""
 _FILE, _CONFIG = "model.tflite", "gpt_config.json"
 
@@ -68,7 +68,7 @@ def obtain(path: str, weights: str, say: Callable[[str], None] | None = None) ->
     folder = place(path, weights)
     if (folder / _FILE).is_file():
         return folder
-    if sum(file.stat().st_size for file in model_files(path)) > MOST_BYTES:
+    if weights == "float32" and sum(file.stat().st_size for file in model_files(path)) > MOST_BYTES:
         raise InputError(f"{path}: a LiteRT file holds at most 2 GB, and this model is larger")
     with _alone(folder):
         if not (folder / _FILE).is_file():
