@@ -9,8 +9,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
+
+from gpt_keras.machine import processor
 
 
 class SystemFailedError(Exception):
@@ -63,16 +64,7 @@ def print_json(benchmark: str, results: list[dict[str, Any]], packages: Sequence
 def machine() -> dict[str, Any]:
     """Processor, cores and memory."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    return {"processor": _processor(), "cores": os.cpu_count(), "memory_gb": round(memory / 1e9, 1)}
-
-
-def _processor() -> str:
-    file = Path("/proc/cpuinfo")
-    if file.exists():
-        for line in file.read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return {"processor": processor(), "cores": os.cpu_count(), "memory_gb": round(memory / 1e9, 1)}
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:

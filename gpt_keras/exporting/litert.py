@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from gpt_keras.config import GPTConfig
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import check_writable
 from gpt_keras.data.tokenizer import Tokenizer
+from gpt_keras.exporting.model_card import measure, write_card
 from gpt_keras.litert import bundle
+from gpt_keras.litert.contract import ContractDecoder
 from gpt_keras.litert.conversion import Weights, engine_file
+from gpt_keras.litert.runtime import LiteRTFile
 from gpt_keras.model import GPT
 
 PREFILL = (1, 8, 32, 128)
@@ -20,7 +24,7 @@ _LONGEST = 1024
 def export_litert(
     model: GPT, tokenizer: Tokenizer | None, path: str | Path, weights: Weights, context_length: int | None = None
 ) -> None:
-    """Write the file.
+    """Write the file, and a card of it beside it.
 
     Args:
         model: The model.
@@ -34,15 +38,24 @@ def export_litert(
         InputError: The context is longer than the model's, or the file cannot be written.
     """
     check_writable(path)
-    content, context = litert_file(model, weights, context_length)
-    config = dataclasses.replace(model.config, context_length=context)
+    content, parts, config = litert_file(model, weights, context_length)
     bundle.write(path, content, config, tokenizer)
+    describe(Path(path), Path(path), model, weights, config, parts)
 
 
-def litert_file(model: GPT, weights: Weights, context_length: int | None) -> tuple[bytes, int]:
-    """The file without a tokenizer, and how long its context is. Arguments and errors as `export_litert`."""
+def describe(path: Path, file: Path, model: GPT, weights: Weights, config: GPTConfig, parts: dict[str, int]) -> None:
+    """Write the card of an export, whose LiteRT file is measured."""
+    figures = measure(ContractDecoder(LiteRTFile(file), config), model)
+    rest = path.stat().st_size - sum(parts.values())
+    write_card(path, model, weights, config.context_length, {**parts, "tokenizer and the like": rest}, figures)
+
+
+def litert_file(model: GPT, weights: Weights, context_length: int | None) -> tuple[bytes, dict[str, int], GPTConfig]:
+    """The file without a tokenizer, how many of its bytes are what, and the model's configuration with the file's
+    context. Arguments and errors as `export_litert`."""
     most = model.config.context_length
     context = min(most, _LONGEST) if context_length is None else context_length
     if not 1 < context <= most:
         raise InputError(f"--context-length {context} must be at least 2 and at most the model's context of {most}")
-    return engine_file(model, weights, context, [length for length in PREFILL if length < context]), context
+    content, parts = engine_file(model, weights, context, [length for length in PREFILL if length < context])
+    return content, parts, dataclasses.replace(model.config, context_length=context)

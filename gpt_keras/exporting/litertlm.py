@@ -13,7 +13,7 @@ from gpt_keras.data.conversations import turn_ends
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import check_writable, whole_file
 from gpt_keras.data.tokenizer import Tokenizer
-from gpt_keras.exporting.litert import litert_file
+from gpt_keras.exporting.litert import describe, litert_file
 from gpt_keras.litert.conversion import Weights
 from gpt_keras.model import GPT
 
@@ -21,7 +21,7 @@ from gpt_keras.model import GPT
 def export_litertlm(
     model: GPT, tokenizer: Tokenizer, path: str | Path, weights: Weights, context_length: int | None = None
 ) -> None:
-    """Write the bundle.
+    """Write the bundle, and a card of it beside it.
 
     Args:
         model: The model.
@@ -38,7 +38,8 @@ def export_litertlm(
     except ImportError as error:
         raise InputError(f"a .litertlm bundle needs {error.name}: pip install 'gpt_keras[litert]'") from error
     check_writable(path)
-    content, context = litert_file(model, weights, context_length)
+    content, parts, config = litert_file(model, weights, context_length)
+    context = config.context_length
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "model.tflite").write_bytes(content)
@@ -55,6 +56,7 @@ def export_litertlm(
         bundle.add_tflite_model(str(folder / "model.tflite"), builder.TfLiteModelType.PREFILL_DECODE)
         with whole_file(path) as partial, open(partial, "wb") as stream:
             bundle.build(stream)
+        describe(Path(path), folder / "model.tflite", model, weights, config, parts)
 
 
 def _metadata(tokenizer: Tokenizer, context_length: int) -> Any:

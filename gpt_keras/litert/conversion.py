@@ -40,8 +40,11 @@ def row_file(model: GPT, weights: Weights) -> bytes:
     return assemble(functions, _values(model, weights))
 
 
-def engine_file(model: GPT, weights: Weights, context_length: int, prefill: Sequence[int]) -> bytes:
-    """A file in the contract of LiteRT-LM, with `decode` and `prefill_<length>` for each of the lengths."""
+def engine_file(
+    model: GPT, weights: Weights, context_length: int, prefill: Sequence[int]
+) -> tuple[bytes, dict[str, int]]:
+    """A file in the contract of LiteRT-LM, with `decode` and `prefill_<length>` for each of the lengths; and how many
+    bytes of it are what."""
     prompt, one = prime_sizes(model.config, rows=False), prime_sizes(model.config, rows=False, length=False)
     quantized = weights != "float32"
 
@@ -54,7 +57,26 @@ def engine_file(model: GPT, weights: Weights, context_length: int, prefill: Sequ
         for length in prefill
     ]
     functions.append(("decode", template(one, True), Sizes(1, context_length, 1)))
-    return assemble(functions, _values(model, weights))
+    values = _values(model, weights)
+    content = assemble(functions, values)
+    parts: dict[str, int] = {}
+    for name, value in values.items():
+        part = _part(model, name)
+        parts[part] = parts.get(part, 0) + value.nbytes
+    return content, {**parts, "graphs": len(content) - sum(parts.values())}
+
+
+def _part(model: GPT, name: str) -> str:
+    """What a value of `_values` is."""
+    if name == graph.REST:
+        return "what the table of embeddings lost"
+    if name in (graph.HEAD, graph.BLOCK):
+        return "rotations"
+    path = next(v.path for i, v in enumerate(model.weights) if graph.weight_name(i) == name)
+    if path.endswith("token_embedding"):
+        return "token embeddings" + " and output head" * model.config.tie_embeddings
+    kinds = {"output_head": "output head", "attention/": "attention", "feed_forward/": "feed-forward networks"}
+    return next((kind for start, kind in kinds.items() if start in path), "norms and positions")
 
 
 def _values(model: GPT, weights: Weights) -> Mapping[str, np.ndarray | Quantized]:

@@ -21,6 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
+from tqdm import tqdm
 
 from gpt_keras import kernels
 from gpt_keras.litert import rotation
@@ -40,6 +41,9 @@ class EngineForm:
     to the scores, and the cache, float32 [1, slots, heads, head_dim] each. Outputs: the cache, and of `decode` `logits`
     float32 [1, 1, vocabulary_size].
     """
+
+    halved = True
+    """Of a quantized file: see `_halves`."""
 
     @staticmethod
     def name(sizes: Sizes) -> str:
@@ -91,6 +95,8 @@ class RowForm:
     """
 
     name = staticmethod(row_name)
+    halved = False
+    """It would take a quarter of the time more, and twice the memory."""
 
     @staticmethod
     def function(model: GPT, sizes: Sizes, with_logits: bool = True) -> tuple[list[tf.TensorSpec], Callable[..., Any]]:
@@ -148,9 +154,9 @@ def _gather(probabilities: Tensor, values: Tensor) -> Tensor:
 def convert(model: GPT, form: Any, sizes: Sizes, with_logits: bool, quantized: bool = False) -> bytes:
     """A LiteRT model of one function of these sizes, whose weights are inputs, `weight_name` and `weight_shape`.
 
-    If they are to be quantized, what they are multiplied with is given twice, see `_halves`; what a token's embedding
-    has lost comes from another table, `REST`; and where `rotation.suits` they are those of `rotation.rotated`, with its
-    matrices as inputs, too, `HEAD` and `BLOCK`.
+    If they are to be quantized, what a token's embedding has lost comes from another table, `REST`; where
+    `rotation.suits` they are those of `rotation.rotated`, with its matrices as inputs, too, `HEAD` and `BLOCK`; and
+    what they are multiplied with is given as `_halves` if the form says so.
     """
     inputs, function = form.function(model, sizes, with_logits)
     config = model.config
@@ -164,7 +170,7 @@ def convert(model: GPT, form: Any, sizes: Sizes, with_logits: bool, quantized: b
 
     def with_weights(*arguments: Tensor) -> Any:
         values = dict(zip(shapes, arguments[len(inputs) :], strict=True))
-        with computing_with(model, values, quantized):
+        with computing_with(model, values, quantized and form.halved):
             return function(*arguments[: len(inputs)])
 
     traced = tf.function(with_weights, input_signature=[*inputs, *specs], autograph=False)
@@ -238,7 +244,7 @@ def second_moments(
             found[name] = found.get(name, 0.0) + tf.matmul(x, x, transpose_a=True)
 
     with computing_with(model, {name: tf.constant(value) for name, value in values.items()}, hear=hear):
-        for row in token_ids:
+        for row in tqdm(token_ids, desc="measuring", unit="texts", leave=False, disable=None):
             model(row[None])
     return {name: value.numpy() for name, value in found.items()}
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from tqdm import tqdm
 
 from gpt_keras.generation import Generator
 from gpt_keras.litert import graph
@@ -42,6 +43,11 @@ class Quantized:
     values: np.ndarray
     scales: np.ndarray
     bits: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes in a file."""
+        return -(-self.values.size * self.bits // 8) + self.scales.nbytes
 
     @property
     def dequantized(self) -> np.ndarray:
@@ -107,11 +113,14 @@ def quantized(model: GPT, values: dict[str, np.ndarray], bits: int) -> dict[str,
     found: dict[str, np.ndarray | Quantized] = dict(values)
     ids = own_text(model)
     readers = graph.readers(model)
+    progress = tqdm(total=len(readers), desc="rounding", unit="matrices", leave=False, disable=None)
     for group in _groups([(names, values[names[0]].shape[1]) for names in readers]):
         moments = graph.second_moments(model, values, ids, {names[0] for names in group})
         for names in group:
             for name in names:
                 found[name] = compensated(values[name], moments[names[0]], bits)
+            progress.update()
+    progress.close()
     name = graph.table_name(model)
     table = found[name]
     if not isinstance(table, Quantized):  # it is looked up alone

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt_keras import machine
 from gpt_keras.data.errors import InputError
 
 _TYPES = {"float32": np.float32, "int32": np.int32}
@@ -38,9 +39,8 @@ class LiteRTFile:
         compiled_model, hardware, options = _litert()
         if not Path(path).is_file():
             raise InputError(f"{path}: no such file")
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         cpu = options.CpuOptions(
-            num_threads=threads or cores,
+            num_threads=threads or machine.cores(),
             xnnpack_weight_cache_path=str(weight_cache or ""),
         )
         chosen = options.Options(hardware_accelerators=hardware.HardwareAccelerator.CPU, cpu_options=cpu)

@@ -29,6 +29,8 @@ CACHE = "GPT_KERAS_CACHE"
 MOST_BYTES = 1.9e9
 """A LiteRT file holds no more."""
 
+_NOTED = 10_000_000
+"""Bytes above which what a file holds is noted."""
 _FORMAT = 3
 """Counted up whenever the files that are made change."""
 _FILE, _CONFIG = "model.tflite", "gpt_config.json"
@@ -42,9 +44,26 @@ def place(path: str, weights: str) -> Path:
     """
     digest = hashlib.sha256(f"{_FORMAT} {weights}".encode())
     for file in model_files(path):
-        with open(file, "rb") as stream:
-            digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+        digest.update(file.name.encode() + _digest(file))
     return _base() / digest.hexdigest()[:32]
+
+
+def _digest(file: Path) -> bytes:
+    """What a file holds, in 32 bytes; noted, for reading a large one takes a while, until the file changes."""
+    stat = file.stat()
+    seen = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+    note = _base() / "digests" / hashlib.sha256(seen.encode()).hexdigest()[:32]
+    with contextlib.suppress(OSError):
+        known = note.read_bytes()
+        if len(known) == 32:
+            return known
+    with open(file, "rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").digest()
+    if stat.st_size > _NOTED:
+        with contextlib.suppress(OSError):
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_bytes(found)
+    return found
 
 
 def _base() -> Path:

@@ -1,6 +1,7 @@
 """A .tflite file in LiteRT-LM's contract writes what Keras writes."""
 
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -77,6 +78,24 @@ def test_the_command_and_what_runs_its_file(tokenizer, tmp_path):
     ):
         done = run("export", tmp_path / "model", *arguments)
         assert done.returncode == 2 and message in done.stderr.decode() and done.stderr.count(b"\n") == 1
+
+
+def test_the_card_says_what_it_is_and_how_it_was_measured(tokenizer, tmp_path):
+    from gpt_keras.exporting.litert import export_litert
+
+    model = build(GPTConfig(**{**SHAPE, **LLAMA, "initializer_range": 0.3}))
+    file, agreement = tmp_path / "model.tflite", {}
+    for weights in ("float32", "int8", "int4"):
+        export_litert(model, tokenizer, file, weights, context_length=100)
+        card = (tmp_path / "model.tflite.md").read_text("utf-8")
+        assert f"| weights | {weights} |" in card and "| context | 100 tokens, of the model's 150 |" in card
+        assert f"| parameters | {model.count_params():,} |" in card
+        assert f"| all | {file.stat().st_size:,} | |" in card
+        parts = re.findall(r"^\| ([a-z -]+) \| ([\d,]+) \| [\d.]+% \|$", card, re.M)
+        assert sum(int(size.replace(",", "")) for _, size in parts) == file.stat().st_size
+        assert re.search(r"[1-9][\d,]* tokens/s written, a prompt of 100 read at [1-9][\d,]* tokens/s", card)
+        agreement[weights] = float(re.search(r"most probable token in ([\d.]+)% of the places", card)[1])
+    assert agreement["float32"] == 100 and agreement["int4"] < agreement["int8"] and agreement["int8"] > 97
 
 
 def test_a_damaged_or_foreign_file_is_told(tmp_path):

@@ -105,7 +105,7 @@ def test_beam_search_and_a_context_that_slides(llama):
         assert [row[0].token_ids for row in ours] == [row[0].token_ids for row in theirs]
 
 
-@pytest.mark.parametrize(("weights", "error", "size"), [("int8", 0.05, 1.0), ("int4", 0.6, 0.5)])
+@pytest.mark.parametrize(("weights", "error", "size"), [("int8", 0.03, 1.0), ("int4", 0.3, 0.5)])
 def test_quantized_weights_stay_close_and_small(weights, error, size, tmp_path):
     model = build(GPTConfig(**{**SHAPE, **LLAMA, "hidden_dim": 128, "vocabulary_size": 2048, "num_layers": 3}))
     decoder = make(model, weights, tmp_path)
@@ -113,7 +113,8 @@ def test_quantized_weights_stay_close_and_small(weights, error, size, tmp_path):
     ours, theirs = (np.asarray(d.start(given, 8).logits)[0] for d in (decoder, Decoder(model)))
     assert np.linalg.norm(ours - theirs) < error * np.linalg.norm(theirs)
     matrices = sum(int(np.prod(v.shape)) for v in model.weights if len(v.shape) > 1)
-    others = (tmp_path / "model.tflite").stat().st_size - size * matrices
+    table = int(np.prod(model.embedding.token_embedding.shape))  # what it loses takes 4 bits
+    others = (tmp_path / "model.tflite").stat().st_size - size * matrices - table // 2
     functions = len(LiteRTFile(tmp_path / "model.tflite").functions)
     assert others < 150_000 * functions  # each is a graph of a few hundred operations, around the one set of weights
 
