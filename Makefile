@@ -8,7 +8,7 @@ MODEL_SIDE := tests --ignore=tests/data --ignore=tests/tasks --ignore=tests/eval
 # Elsewhere tests compile with few optimizations, to save time (tests/conftest.py); these with all of them, too.
 OPTIMIZED := tests/test_kernels.py
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all test-browser test-llama bench lint constraints clean
+.PHONY: help train test test-all test-browser test-llama bench docs lint constraints clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,12 @@ bench: $(VENV)/.installed-test  ## Speed beside other libraries; compiles llama-
 	$(BIN)/python -m benchmarks.tokenizers
 	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.edge
+	$(BIN)/python -m benchmarks.engines
+
+docs: $(VENV)/.installed-test  ## The documentation as a site, in build/site
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: $(VENV)/.installed-test  ## Style and types
 	$(BIN)/ruff check .
