@@ -1,0 +1,113 @@
+"""What README and docs tell to type works.
+
+A block of shell or Python is run in a folder that has what such a reader has by then (a small model, some text), one
+after the other, unless the line before it says why not: <!-- not run: REASON -->. Options are checked in all of them.
+"""
+
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gpt_keras.config import GPTConfig
+from gpt_keras.data.preparation import prepare
+from gpt_keras.folder import save_folder
+
+from .conftest import build, program
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(
+    r"(?:<!-- not run: (?P<reason>[^>]*?) -->\n+)?```(?P<language>sh|python)\n(?P<code>.*?)```", re.DOTALL
+)
+SHORTER = {"--minutes 3 ": "--minutes 0.05 ", "--vocabulary-size 32768": "--vocabulary-size 400"}
+pytestmark = [pytest.mark.tensorflow, pytest.mark.slow]
+
+
+@dataclass(frozen=True)
+class Block:
+    place: str
+    language: str
+    code: str
+    reason: str | None
+
+
+def blocks() -> list[Block]:
+    """All of them, equal ones once."""
+    found: dict[str, Block] = {}
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        for match in BLOCK.finditer(text):
+            place = f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, match.start('language')) + 1}"
+            found.setdefault(match["code"], Block(place, match["language"], match["code"], match["reason"]))
+    return list(found.values())
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer, tmp_path_factory):
+    """What a reader has."""
+    place = tmp_path_factory.mktemp("reader")
+    config = GPTConfig.from_preset("nano", vocabulary_size=tokenizer.vocabulary_size, context_length=256)
+    save_folder(build(config), tokenizer, place / "runs" / "default" / "model")
+    (place / "tokenizer.model").write_bytes(tokenizer.files["tokenizer.model"])
+    for number, name in enumerate(("my_texts", "books", "web")):
+        (place / name).mkdir()
+        texts = [program(100 * number + i) for i in range(100)]
+        (place / name / "one.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (place / "corpora").mkdir()
+    prepare(str(place / "books"), tokenizer, place / "corpora" / "books")
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "def main"}]
+    (place / "chat.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 40)
+    (place / "prompts.txt").write_text("def one\ndef two\n")
+    return place
+
+
+def run(command: list[str], folder: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("block", [b for b in blocks() if b.reason is None], ids=lambda block: block.place)
+def test_it_works(block, folder):
+    code = functools.reduce(lambda text, pair: text.replace(*pair), SHORTER.items(), block.code)
+    if block.language == "python":
+        run([sys.executable, "-c", code], folder)
+    else:
+        run(["bash", "-euo", "pipefail", "-c", code], folder)
+
+
+@functools.cache
+def help_of(module: str) -> str:
+    command = [sys.executable, "-m", *module.split(), "--help"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def test_all_options_exist():
+    """Also where nothing is run."""
+    wrong = []
+    for block in blocks():
+        for command in re.findall(r"python -m ((?:[^\n#]|\\\n)*)", block.code if block.language == "sh" else ""):
+            words = command.replace("\\\n", " ").split()
+            module = " ".join(words[:2]) if words[0] in ("gpt_keras.corpus", "gpt_keras.tokenizer") else words[0]
+            if module.startswith("gpt_keras.corpus prepare"):  # Beam's own options are passed on
+                continue
+            options = {word.split("=")[0] for word in words[1:] if re.match(r"--[a-z]", word)}
+            wrong += [f"{block.place}: {module} has no {o}" for o in sorted(options) if o not in help_of(module)]
+    assert not wrong
+
+
+def test_why_something_is_not_run_is_said():
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        for comment in re.findall(r"<!-- not run:(.*?)-->(.{0,8})", text, re.DOTALL):
+            assert len(comment[0].strip()) > 8 and comment[1].lstrip().startswith("```"), page
