@@ -39,7 +39,15 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell's `&` starts
 
 def pytest_collection_modifyitems(items):
     """The files that take longest come first, so that all workers end at about the same time."""
-    long = ("training", "test_commands.py", "test_recipes.py", "evaluation", "exporting")
+    long = (
+        "training",
+        "test_notebooks.py",
+        "test_docs.py",
+        "test_commands.py",
+        "test_recipes.py",
+        "evaluation",
+        "exporting",
+    )
     items.sort(key=lambda item: not any(part in item.path.parts for part in long))
 
 

@@ -1,0 +1,77 @@
+"""Run notebooks from top to bottom on this machine, and keep what they show in them.
+
+    python notebooks/execute.py                      # all of them
+    python notebooks/execute.py notebooks/5_serve.ipynb
+
+Each runs in an empty folder of its own. With what it shows a notebook keeps a digest of its code, by which a test finds
+one that was changed and not run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parent
+KEY = "executed_sources"
+"""Of a notebook's metadata: the digest of the code that its outputs are of."""
+MOST_SECONDS = 180
+
+
+def digest(notebook: Any) -> str:
+    """Of all code in it."""
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256("\n\0".join(code).encode()).hexdigest()
+
+
+def execute(path: Path, folder: Path, seconds: int = MOST_SECONDS) -> Any:
+    """The notebook with what its cells show.
+
+    Args:
+        path: The notebook.
+        folder: Where it runs.
+        seconds: What each cell may take.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: A cell failed.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    paths = [str(FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # which the kernel inherits
+    client = NotebookClient(notebook, timeout=seconds, resources={"metadata": {"path": str(folder)}})
+    client.execute()
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # when it was run
+    notebook.metadata[KEY] = digest(notebook)
+    return notebook
+
+
+def failed_commands(notebook: Any) -> list[str]:
+    """Lines of cells that a command ended with in an error."""
+    lines = [
+        line for cell in notebook.cells for o in cell.get("outputs", []) for line in o.get("text", "").splitlines()
+    ]
+    return [line for line in lines if line.startswith(("Traceback", "error:", "usage:"))]
+
+
+def main() -> None:
+    for path in [Path(name) for name in sys.argv[1:]] or sorted(FOLDER.glob("*.ipynb")):
+        begin = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            notebook = execute(path, Path(folder))
+        if wrong := failed_commands(notebook):
+            sys.exit(f"{path}: {wrong[0]}")
+        nbformat.write(notebook, path)
+        print(f"{path.name}: {time.monotonic() - begin:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
