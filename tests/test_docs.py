@@ -26,7 +26,11 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>[^>]*?) -->\n+)?```(?P<language>sh|python)\n(?P<code>.*?)```", re.DOTALL
 )
-SHORTER = {"--minutes 3 ": "--minutes 0.05 ", "--vocabulary-size 32768": "--vocabulary-size 400"}
+SHORTER = {
+    "--minutes 3 ": "--minutes 0.05 ",
+    "--vocabulary-size 32768": "--vocabulary-size 400",
+    "--run-dir runs/mine": "--run-dir runs/mine --vocabulary-size 400",
+}
 pytestmark = [pytest.mark.tensorflow, pytest.mark.slow]
 
 
@@ -61,7 +65,8 @@ def folder(tokenizer, tmp_path_factory):
         texts = [program(100 * number + i) for i in range(100)]
         (place / name / "one.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     (place / "corpora").mkdir()
-    prepare(str(place / "books"), tokenizer, place / "corpora" / "books")
+    for name, source in {"code": "books", "prose": "web"}.items():
+        prepare(str(place / source), tokenizer, place / "corpora" / name)
     turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "def main"}]
     (place / "chat.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 40)
     (place / "prompts.txt").write_text("def one\ndef two\n")

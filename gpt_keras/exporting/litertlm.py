@@ -5,6 +5,7 @@ The engine runs it unchanged, on phones and on a desk: `litert-lm run model.lite
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,15 @@ from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.exporting.litert import describe, litert_file
 from gpt_keras.litert.conversion import Weights
 from gpt_keras.model import GPT
+
+_TURNS = (
+    "{%- set flat = namespace(messages=[]) -%}{%- for message in messages -%}"
+    "{%- if message['content'] is string -%}{%- set text = message['content'] -%}"
+    "{%- else -%}{%- set text = message['content'] | map(attribute='text') | join('') -%}{%- endif -%}"
+    "{%- set role = 'assistant' if message['role'] == 'model' else message['role'] -%}"
+    "{%- set flat.messages = flat.messages + [{'role': role, 'content': text}] -%}"
+    "{%- endfor -%}{%- set messages = flat.messages -%}"
+)
 
 
 def export_litertlm(
@@ -74,5 +84,20 @@ def _metadata(tokenizer: Tokenizer, context_length: int) -> Any:
     found.max_num_tokens = context_length
     found.llm_model_type.generic_model.SetInParent()
     if tokenizer.chat_template is not None:
-        found.jinja_prompt_template = tokenizer.chat_template
+        found.jinja_prompt_template = engine_template(tokenizer.chat_template, _begin(tokenizer))
     return found
+
+
+def _begin(tokenizer: Tokenizer) -> str:
+    """The text of the begin token; empty without one."""
+    return next((piece for piece, token in tokenizer.special.items() if token == tokenizer.begin_id), "")
+
+
+def engine_template(template: str, begin: str) -> str:
+    """A chat template for the engine, which gives the contents of turns as lists of parts, calls the assistant the
+    model, and puts the begin token, `begin`, before whatever the template writes."""
+    if not begin:
+        return _TURNS + template
+    quoted = json.dumps(begin)
+    cut = f"whole[{len(begin)}:] if whole[:{len(begin)}] == {quoted} else whole"
+    return f"{_TURNS}{{% set whole %}}{template}{{% endset %}}{{{{ {cut} }}}}"

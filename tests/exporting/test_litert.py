@@ -11,6 +11,7 @@ import pytest
 
 import gpt_keras
 from gpt_keras.config import GPTConfig
+from gpt_keras.data.conversations import encode_conversation
 from gpt_keras.data.errors import InputError
 from gpt_keras.folder import save_folder
 from gpt_keras.litert.engine import load_with
@@ -141,3 +142,48 @@ def test_googles_engine_writes_what_keras_writes(tokenizer, tmp_path):
     found = subprocess.run(command, capture_output=True, check=True, cwd=tmp_path)
     ours = gpt_keras.load(tmp_path / "model", dtype="float32").generate(prompts, max_new_tokens=12)
     assert len(set(ours)) > 3 and json.loads(found.stdout.decode().splitlines()[-1]) == ours
+
+
+CHAT = """
+import json, sys
+import litert_lm
+
+litert_lm.set_min_log_severity(litert_lm.LogSeverity.ERROR)
+engine = litert_lm.Engine(sys.argv[1], backend=litert_lm.Backend.CPU(), cache_dir=":nocache")
+texts = []
+for turns in json.loads(sys.argv[2]):
+    with engine.create_conversation(messages=turns[:-1] or None, max_output_tokens=12) as conversation:
+        answer = conversation.send_message(turns[-1]["content"])
+    texts.append("".join(part["text"] for part in answer["content"]))
+print(json.dumps(texts))
+"""
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_googles_engine_answers_as_keras_does(begins, tokenizer, tmp_path):
+    """Conversations, by the chat template in the bundle; also where the template writes the begin token itself."""
+    model = build(GPTConfig(**{**SHAPE, **LLAMA, "tie_embeddings": False, "initializer_range": 0.3}))
+    table = np.array(model.output_head.table)
+    for token in range(512):
+        if tokenizer.piece(token).startswith("<"):
+            table[token] = 0
+    model.output_head.table.assign(table)
+    turn = "{{ '\\n' + turn['role'] + ': ' + turn['content'] }}"
+    template = f"{{% for turn in messages %}}{turn}{{% endfor %}}{{{{ '\\nassistant:' }}}}"
+    begin = next(piece for piece, token in tokenizer.special.items() if token == tokenizer.begin_id)
+    tokenizer = tokenizer.with_template(begin * begins + template)
+    save_folder(model, tokenizer, tmp_path / "model")
+    bundle = tmp_path / "small.litertlm"
+    done = run("export", tmp_path / "model", "--format", "litertlm", "--output", bundle)
+    assert done.returncode == 0, done.stderr
+    spoken = (("user", "def main("), ("assistant", "x"), ("user", "y"))
+    turns = [{"role": role, "content": content} for role, content in spoken]
+    conversations = [turns[:1], turns, [{"role": "system", "content": "short"}, *turns]]
+    command = [sys.executable, "-c", CHAT, bundle, json.dumps(conversations)]
+    found = subprocess.run(command, capture_output=True, check=False, cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    lm = gpt_keras.load(tmp_path / "model", dtype="float32")
+    begun = [encode_conversation(lm.text_tokenizer, turns) for turns in conversations]
+    assert all(ids[:2].count(tokenizer.begin_id) == 1 for ids in begun)  # as the engine does
+    ours = [c[0].text for c in lm.chat_generator.complete(begun, SamplingOptions(max_new_tokens=12))]
+    assert len(set(ours)) == 3 and json.loads(found.stdout.decode().splitlines()[-1]) == ours
