@@ -42,7 +42,8 @@ class ExportOptions:
         context_length: Tokens that the cache of a LiteRT file or bundle holds; the model's context by default, but at
             most 1024.
         template: A file with a chat template, for a model without one, or instead of its own.
-        max_new_tokens: Tokens that a request to a SavedModel gets unless it asks for another number.
+        max_new_tokens: Tokens that a request to a SavedModel gets unless it asks for another number; by default 128, or
+            half of the context if that is less.
         quiet: Print nothing but where the export is.
     """
 
@@ -53,7 +54,7 @@ class ExportOptions:
     weights: Literal["float32", "bfloat16", "int8", "int4"] | None = None
     context_length: int | None = None
     template: Path | None = None
-    max_new_tokens: int = 128
+    max_new_tokens: int | None = None
     quiet: bool = False
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 import tempfile
 import time
@@ -24,6 +25,7 @@ FOLDER = Path(__file__).parent
 KEY = "executed_sources"
 """Of a notebook's metadata: the digest of the code that its outputs are of."""
 MOST_SECONDS = 180
+_LOGGED = re.compile(r"WARNING: All log messages|[IWE]\d{4} |To enable the following")
 
 
 def digest(notebook: Any) -> str:
@@ -45,13 +47,31 @@ def execute(path: Path, folder: Path, seconds: int = MOST_SECONDS) -> Any:
     """
     notebook = nbformat.read(path, as_version=4)
     paths = [str(FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # which the kernel inherits
+    # The kernel inherits these; a plain terminal is one without progress bars that move.
+    os.environ.update(PYTHONPATH=os.pathsep.join(paths), TERM="dumb", NO_COLOR="1")
     client = NotebookClient(notebook, timeout=seconds, resources={"metadata": {"path": str(folder)}})
     client.execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # when it was run
+        if cell.cell_type == "code":
+            cell.outputs = _readable(cell.outputs)
     notebook.metadata[KEY] = digest(notebook)
     return notebook
+
+
+def _readable(outputs: list[Any]) -> list[Any]:
+    """Pieces of the same stream together, without what TensorFlow logs when it starts."""
+    found: list[Any] = []
+    for output in outputs:
+        if found and output.output_type == "stream" and found[-1].get("name") == output.name:
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    for output in found:
+        if output.output_type == "stream":
+            lines = output.text.replace("\r\n", "\n").splitlines(keepends=True)
+            output.text = "".join(line.rpartition("\r")[2] for line in lines if not _LOGGED.match(line))
+    return [output for output in found if output.output_type != "stream" or output.text.strip()]
 
 
 def failed_commands(notebook: Any) -> list[str]:

@@ -25,7 +25,7 @@ def export_saved_model(
     model: GPT,
     tokenizer: Tokenizer,
     base: str | Path,
-    max_new_tokens: int = 128,
+    max_new_tokens: int | None = None,
     weights: WeightsDtype = "float32",
     report: Callable[[str], None] = lambda line: None,
 ) -> Path:
@@ -38,7 +38,8 @@ def export_saved_model(
         model: Built on the TensorFlow backend, in float32.
         tokenizer: Its tokenizer.
         base: The model's folder under TF Serving's base path.
-        max_new_tokens: Tokens that a request gets unless it asks for another number; less than the context's length.
+        max_new_tokens: Tokens that a request gets unless it asks for another number; less than the context's length. By
+            default 128, or half of the context if that is less.
         weights: How matrices are stored.
         report: Told what is left out, and why.
 
@@ -52,6 +53,8 @@ def export_saved_model(
         raise InputError(
             "a SavedModel is exported on the TensorFlow backend: set KERAS_BACKEND=tensorflow and export again"
         )
+    if max_new_tokens is None:
+        max_new_tokens = min(128, model.config.context_length // 2)
     if not 0 < max_new_tokens < model.config.context_length:
         raise InputError(
             f"max_new_tokens={max_new_tokens} must be at least 1 and below the context of {model.config.context_length}"

@@ -242,13 +242,12 @@ class TrainingRun:
         if self.options.export_dir is None:
             return None
         base = self.options.export_dir / self.folder.resolve().name
-        longest = min(128, model.config.context_length // 2)
         if keras.backend.backend() == "tensorflow":
             from gpt_keras.exporting.saved_model import export_saved_model
 
-            return export_saved_model(model, tokenizer, base, longest)
+            return export_saved_model(model, tokenizer, base)
         command = [sys.executable, "-m", "gpt_keras.export", str(self.folder / "model"), "--format", "saved_model"]
-        command += ["--output", str(base), "--max-new-tokens", str(longest), "--quiet"]
+        command += ["--output", str(base), "--quiet"]
         done = subprocess.run(
             command, env={**os.environ, "KERAS_BACKEND": "tensorflow"}, capture_output=True, text=True, check=False
         )
