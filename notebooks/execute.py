@@ -25,7 +25,9 @@ FOLDER = Path(__file__).parent
 KEY = "executed_sources"
 """Of a notebook's metadata: the digest of the code that its outputs are of."""
 MOST_SECONDS = 180
-_LOGGED = re.compile(r"WARNING: All log messages|[IWE]\d{4} |To enable the following")
+_UP, _CODES = "\x1b[1A", re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_LOGGED = re.compile(r"WARNING: All log messages|[IWE]\d{4} |To enable the following|(rounding|measuring): ")
+_PYTHON = re.compile(r"\S*/bin/python\S*")
 
 
 def digest(notebook: Any) -> str:
@@ -69,9 +71,20 @@ def _readable(outputs: list[Any]) -> list[Any]:
             found.append(output)
     for output in found:
         if output.output_type == "stream":
-            lines = output.text.replace("\r\n", "\n").splitlines(keepends=True)
-            output.text = "".join(line.rpartition("\r")[2] for line in lines if not _LOGGED.match(line))
+            output.text = _as_shown(output.text)
     return [output for output in found if output.output_type != "stream" or output.text.strip()]
+
+
+def _as_shown(text: str) -> str:
+    """What is left on a terminal in the end."""
+    lines: list[str] = []
+    for line in text.replace("\r\n", "\n").split("\n"):
+        upwards = line.count(_UP)
+        del lines[len(lines) - upwards :]  # what it writes over
+        shown = _CODES.sub("", line.rpartition("\r")[2])
+        if not _LOGGED.match(shown):
+            lines.append(_PYTHON.sub("python", shown))
+    return "\n".join(lines)
 
 
 def failed_commands(notebook: Any) -> list[str]:
