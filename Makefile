@@ -43,7 +43,6 @@ bench: $(VENV)/.installed-test  ## Speed beside other libraries; compiles llama-
 	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.edge
-	$(BIN)/python -m benchmarks.engines
 
 docs: $(VENV)/.installed-test  ## The documentation as a site, in build/site
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'

@@ -51,12 +51,14 @@ class Engine:
 
     Attributes:
         packages: What pip installs for it.
+        unwanted: What pip installs with them, and text does without: it is of another build than torch.
         script: Defines `write(prompt, new_tokens)`, both in token ids, for the model folder `sys.argv[1]` or the GGUF
             file `sys.argv[2]`.
     """
 
     packages: tuple[str, ...]
     script: str
+    unwanted: tuple[str, ...] = ()
 
 
 ENGINES = {
@@ -69,6 +71,7 @@ ENGINES = {
         _TRANSFORMERS.format(
             module="optimum.intel", name="OVModelForCausalLM", options=", ov_config={'INFERENCE_PRECISION_HINT': 'f32'}"
         ),
+        unwanted=("torchvision",),
     ),
     "llama.cpp": Engine(
         ("llama-cpp-python",),
@@ -122,7 +125,7 @@ def compare(options: argparse.Namespace, temporary: Path) -> None:
     results: list[dict[str, Any]] = []
     for name in options.engines:
         try:
-            python = environment((options.environments or temporary) / name, ENGINES[name].packages)
+            python = environment((options.environments or temporary) / name, ENGINES[name])
             answer = run([str(python), "-c", ENGINES[name].script + _WRITE, str(folder), str(gguf)], question)
         except RuntimeError as error:
             rows.append([name, str(error)])
@@ -148,8 +151,8 @@ def shared(ours: list[int], theirs: list[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
 
 
-def environment(folder: Path, packages: tuple[str, ...]) -> Path:
-    """The Python of an environment with these packages.
+def environment(folder: Path, engine: Engine) -> Path:
+    """The Python of an environment with the engine's packages.
 
     Raises:
         RuntimeError: They cannot be installed together.
@@ -157,7 +160,9 @@ def environment(folder: Path, packages: tuple[str, ...]) -> Path:
     python = folder / "bin" / "python"
     if not (folder / "complete").exists():
         venv.create(folder, with_pip=True, clear=True)
-        run([str(python), "-m", "pip", "install", "--quiet", *packages])
+        run([str(python), "-m", "pip", "install", "--quiet", *engine.packages])
+        if engine.unwanted:
+            run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *engine.unwanted])
         (folder / "complete").touch()
     return python
 
