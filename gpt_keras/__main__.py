@@ -1,7 +1,7 @@
 """All commands under one name: `gpt-keras train ...` is `python -m gpt_keras.train ...`.
 
-    gpt-keras generate runs/default/model --prompt "def main("
-    python -m gpt_keras --help
+gpt-keras generate runs/default/model --prompt "def main("
+python -m gpt_keras --help
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +37,30 @@ def digest(notebook: Any) -> str:
     return hashlib.sha256("\n\0".join(code).encode()).hexdigest()
 
 
-def execute(path: Path, folder: Path, seconds: int = MOST_SECONDS) -> Any:
+def execute(
+    path: Path, folder: Path, seconds: int = MOST_SECONDS, parameters: Mapping[str, float] | None = None
+) -> Any:
     """The notebook with what its cells show.
 
     Args:
         path: The notebook.
         folder: Where it runs.
         seconds: What each cell may take.
+        parameters: Instead of those in its cell of parameters; what is not there is left out.
 
     Raises:
         nbclient.exceptions.CellExecutionError: A cell failed.
     """
     notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            lines = [f"{n} = {v}" for n, v in (parameters or {}).items() if re.search(rf"^{n} = ", cell.source, re.M)]
+            cell.source = "\n".join([cell.source, *lines])
     paths = [str(FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    # The kernel inherits these; a plain terminal is one without progress bars that move.
-    os.environ.update(PYTHONPATH=os.pathsep.join(paths), TERM="dumb", NO_COLOR="1")
+    # A plain terminal is one without progress bars that move.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TERM": "dumb", "NO_COLOR": "1"}
     client = NotebookClient(notebook, timeout=seconds, resources={"metadata": {"path": str(folder)}})
-    client.execute()
+    client.execute(env=environment)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # when it was run
         if cell.cell_type == "code":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 
 from gpt_keras.config import GPTConfig
@@ -44,8 +45,12 @@ def export_litert(
 
 
 def describe(path: Path, file: Path, model: GPT, weights: Weights, config: GPTConfig, parts: dict[str, int]) -> None:
-    """Write the card of an export, whose LiteRT file is measured."""
-    figures = measure(ContractDecoder(LiteRTFile(file), config), model)
+    """Write the card of an export, whose LiteRT file is measured; if that fails the export is there all the same."""
+    try:
+        figures = measure(ContractDecoder(LiteRTFile(file), config), model)
+    except (InputError, RuntimeError, MemoryError) as error:
+        logging.getLogger("gpt_keras").warning("no card of %s: it cannot be run here (%s)", path, error)
+        return
     rest = path.stat().st_size - sum(parts.values())
     write_card(path, model, weights, config.context_length, {**parts, "tokenizer and the like": rest}, figures)
 

@@ -21,10 +21,11 @@ from gpt_keras.model import GPT
 _TURNS = (
     "{%- set flat = namespace(messages=[]) -%}{%- for message in messages -%}"
     "{%- if message['content'] is string -%}{%- set text = message['content'] -%}"
-    "{%- else -%}{%- set text = message['content'] | map(attribute='text') | join('') -%}{%- endif -%}"
+    "{%- elif message['content'] -%}{%- set text = message['content'] | map(attribute='text') | join('') -%}"
+    "{%- else -%}{%- set text = '' -%}{%- endif -%}"
     "{%- set role = 'assistant' if message['role'] == 'model' else message['role'] -%}"
     "{%- set flat.messages = flat.messages + [{'role': role, 'content': text}] -%}"
-    "{%- endfor -%}{%- set messages = flat.messages -%}"
+    "{%- endfor -%}{%- set messages = flat.messages %}"
 )
 
 
@@ -96,6 +97,7 @@ def _begin(tokenizer: Tokenizer) -> str:
 def engine_template(template: str, begin: str) -> str:
     """A chat template for the engine, which gives the contents of turns as lists of parts, calls the assistant the
     model, and puts the begin token, `begin`, before whatever the template writes."""
+    template = template.removesuffix("\n")  # which is no part of it, as Jinja has it
     if not begin:
         return _TURNS + template
     quoted = json.dumps(begin)

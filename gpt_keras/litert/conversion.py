@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -60,7 +61,12 @@ def engine_file(
     values = _values(model, weights)
     content = assemble(functions, values)
     parts: dict[str, int] = {}
+    seen: set[bytes] = set()
     for name, value in values.items():
+        if isinstance(value, np.ndarray):  # equal ones, scales that are all 1 say, are stored once
+            if (digest := hashlib.sha256(np.ascontiguousarray(value).data).digest()) in seen:
+                continue
+            seen.add(digest)
         part = _part(model, name)
         parts[part] = parts.get(part, 0) + value.nbytes
     return content, {**parts, "graphs": len(content) - sum(parts.values())}

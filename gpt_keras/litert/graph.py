@@ -316,7 +316,9 @@ def _halves(x: Tensor) -> Tensor:
     """[2 * n, width] of `x` [n, width]: the same, and what is left of it when it is rounded to 8 bits.
 
     So does LiteRT before it multiplies with a quantized kernel: 8 bits for each row, from its smallest to its largest
-    number. The sum of both products has 16.
+    number and 0. The sum of both products has 16.
     """
-    unit = (tf.reduce_max(x, -1, keepdims=True) - tf.reduce_min(x, -1, keepdims=True)) * (1 / 255)
+    largest = tf.maximum(tf.reduce_max(x, -1, keepdims=True), 0.0)
+    smallest = tf.minimum(tf.reduce_min(x, -1, keepdims=True), 0.0)
+    unit = tf.maximum((largest - smallest) * (1 / 255), 1e-30)  # not 0, by which a row of zeros would be divided
     return tf.concat([x, x - tf.round(x / unit) * unit], 0)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
+from gpt_keras.data.errors import InputError
 from gpt_keras.generation import Generator
 from gpt_keras.litert import graph
 from gpt_keras.model import GPT
@@ -116,6 +117,8 @@ def quantized(model: GPT, values: dict[str, np.ndarray], bits: int) -> dict[str,
     progress = tqdm(total=len(readers), desc="rounding", unit="matrices", leave=False, disable=None)
     for group in _groups([(names, values[names[0]].shape[1]) for names in readers]):
         moments = graph.second_moments(model, values, ids, {names[0] for names in group})
+        if not all(np.isfinite(value).all() for value in moments.values()):
+            raise InputError("the model's activations are not finite: its weights are damaged")
         for names in group:
             for name in names:
                 found[name] = compensated(values[name], moments[names[0]], bits)

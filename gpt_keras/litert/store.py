@@ -11,6 +11,7 @@ import platform
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -51,7 +52,7 @@ def place(path: str, weights: str) -> Path:
 def _digest(file: Path) -> bytes:
     """What a file holds, in 32 bytes; noted, for reading a large one takes a while, until the file changes."""
     stat = file.stat()
-    seen = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+    seen = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
     note = _base() / "digests" / hashlib.sha256(seen.encode()).hexdigest()[:32]
     with contextlib.suppress(OSError):
         known = note.read_bytes()
@@ -59,7 +60,8 @@ def _digest(file: Path) -> bytes:
             return known
     with open(file, "rb") as stream:
         found = hashlib.file_digest(stream, "sha256").digest()
-    if stat.st_size > _NOTED:
+    changed = file.stat().st_ctime_ns != stat.st_ctime_ns or time.time() - stat.st_ctime < 2  # or may be, unnoticed
+    if stat.st_size > _NOTED and not changed:
         with contextlib.suppress(OSError):
             note.parent.mkdir(parents=True, exist_ok=True)
             note.write_bytes(found)

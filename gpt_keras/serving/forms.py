@@ -15,6 +15,9 @@ from gpt_keras.structured import Vocabulary
 
 _MOST_BYTES = 2**32
 """Of memory that a form may take."""
+_MOST_SECONDS = 600
+"""Of a processor's time, should nobody be there any more to end it."""
+_TOO_LARGE = "the asked form is too large to be prepared"
 
 
 async def prepare(vocabulary: Vocabulary, *form: Any) -> None:
@@ -23,7 +26,7 @@ async def prepare(vocabulary: Vocabulary, *form: Any) -> None:
     The process ends with the task that waits for it.
 
     Raises:
-        InputError: As `Vocabulary.automaton`.
+        InputError: As `Vocabulary.automaton`, or it is too large.
     """
     if vocabulary.remembered(*form) is not None:
         return
@@ -33,10 +36,15 @@ async def prepare(vocabulary: Vocabulary, *form: Any) -> None:
     try:
         answer, _ = await process.communicate(question)
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-    if not answer:
-        raise InputError("the asked form is too large to be prepared")
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    status = process.returncode or 0
+    if status < 0:  # ended for want of memory or time
+        raise InputError(_TOO_LARGE)
+    if status:
+        raise RuntimeError("the process that prepares forms failed")
     found = await asyncio.to_thread(pickle.loads, answer)
     if isinstance(found, InputError):
         raise found
@@ -44,12 +52,16 @@ async def prepare(vocabulary: Vocabulary, *form: Any) -> None:
 
 
 def _main() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
+    for limit, most in ((resource.RLIMIT_AS, _MOST_BYTES), (resource.RLIMIT_CPU, _MOST_SECONDS)):
+        with contextlib.suppress(ValueError, OSError):  # a lower one holds, or the system has none
+            resource.setrlimit(limit, (most, most))
     vocabulary, form = pickle.load(sys.stdin.buffer)
     try:
         found = vocabulary.automaton(*form)
     except InputError as error:
         found = error
+    except MemoryError:
+        found = InputError(_TOO_LARGE)
     sys.stdout.buffer.write(pickle.dumps(found))
 
 

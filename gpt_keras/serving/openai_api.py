@@ -7,13 +7,14 @@ import json
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 
 from gpt_keras.data.conversations import encode_conversation
 from gpt_keras.data.errors import InputError
@@ -113,7 +114,7 @@ class OpenAIAPI:
             return self._jobs(asked, model, [prompt], lm.chat_generator, wanted, alternatives, json_schema=schema)
 
         schema = asked.response_format.schema_of_text if asked.response_format else None
-        jobs = await self._begun(begin, model.language_model.chat_generator, schema)
+        jobs = await self._begun(request, begin, model.language_model.chat_generator, schema)
         style = _Chat(model, jobs, asked.logprobs or False, asked.tells_usage)
         return await self._answer(request, model, jobs, style, asked.stream or False)
 
@@ -138,7 +139,7 @@ class OpenAIAPI:
             return self._jobs(asked, model, prompts, generator, wanted, asked.logprobs)
 
         echoed: list[str] = []
-        jobs = await self._begun(begin, model.language_model.generator)
+        jobs = await self._begun(request, begin, model.language_model.generator)
         style = _Completion(model, jobs, asked.logprobs is not None, asked.tells_usage, echoed)
         return await self._answer(request, model, jobs, style, asked.stream or False)
 
@@ -148,19 +149,24 @@ class OpenAIAPI:
             raise APIError(404, f"there is no model {name[:100]!r} here, but {known}", "model_not_found", "model")
         return self.models[name]
 
-    async def _begun(self, begin: Callable[[], list[Job]], generator: Generator, schema: Any = None) -> list[Job]:
-        """The jobs of a request; a schema may take longer than there is time."""
+    async def _begun(
+        self, request: Request, begin: Callable[[], list[Job]], generator: Generator, schema: Any = None
+    ) -> list[Job]:
+        """The jobs of a request; a schema may take longer than there is time, or than anybody waits."""
         try:
             async with asyncio.timeout(self._seconds):
                 if schema is not None:
-                    async with self._forms:
-                        await forms.prepare(await asyncio.to_thread(lambda: generator.vocabulary), None, schema)
+                    await _while_there(request, self._prepare(generator, schema))
                 return await asyncio.to_thread(begin)
         except InputError as error:
             raise APIError(400, str(error), param="response_format") from error
         except TimeoutError as error:
             hint = "" if schema is None else ": give a simpler schema"
             raise APIError(504, "the answer took too long" + hint) from error
+
+    async def _prepare(self, generator: Generator, schema: Any) -> None:
+        async with self._forms:
+            await forms.prepare(await asyncio.to_thread(lambda: generator.vocabulary), None, schema)
 
     def _jobs(
         self,
@@ -463,6 +469,23 @@ def _parsed(kind: Any, body: bytes) -> Any:
         place = ".".join(str(part) for part in first["loc"])[:100]
         message = first["msg"].removeprefix("Value error, ")
         raise APIError(400, f"{place}: {message}" if place else message, param=place or None) from error
+
+
+async def _while_there(request: Request, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work, unless the client hangs up.
+
+    Raises:
+        ClientDisconnect: It did.
+    """
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        task.result()
+    finally:
+        for pending in (task, gone):
+            pending.cancel()
 
 
 async def _gone(request: Request) -> None:

@@ -99,6 +99,21 @@ def test_the_card_says_what_it_is_and_how_it_was_measured(tokenizer, tmp_path):
     assert agreement["float32"] == 100 and agreement["int4"] < agreement["int8"] and agreement["int8"] > 90
 
 
+def test_a_token_without_embedding_does_no_harm_in_8_bits(tmp_path):
+    """Rows of zeros, as padding tokens often have, are rounded like others."""
+    from gpt_keras.exporting.litert import export_litert
+
+    model = build(GPTConfig(**{**SHAPE, **LLAMA}))
+    table = np.array(model.embedding.token_embedding)
+    table[0] = 0
+    model.embedding.token_embedding.assign(table)
+    export_litert(model, None, tmp_path / "model.tflite", "int8", context_length=40)
+    rows = load_with(tmp_path / "model.tflite").decoder.start([[0, 0, 7, 0]], 4)
+    expected = np.asarray(model(np.array([[0, 0, 7, 0]])))[0, -1]
+    assert np.isfinite(rows.logits).all()
+    assert np.linalg.norm(rows.logits[0] - expected) < 0.05 * np.linalg.norm(expected)
+
+
 def test_a_damaged_or_foreign_file_is_told(tmp_path):
     (tmp_path / "x.tflite").write_bytes(np.random.default_rng(0).bytes(5000))
     with pytest.raises(InputError, match="not a whole LiteRT file of this project"):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_keras.config import GPTConfig
@@ -13,6 +13,7 @@ from .test_decoder import LLAMA, SHAPE
 pytestmark = pytest.mark.tensorflow
 
 
+@settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 99), width=st.sampled_from([40, 64, 200]), bits=st.sampled_from([8, 4]))
 def test_what_is_compensated_multiplies_better_than_the_nearest(seed, width, bits):
     from gpt_keras.litert.rounding import compensated, nearest

@@ -252,6 +252,25 @@ def test_no_value_of_any_field_breaks_the_server(server, changed, path):
     assert ("error" in answer) == (status != 200)
 
 
+def test_a_form_that_nobody_waits_for_is_given_up(server):
+    """Of forms two are prepared at a time."""
+    strings = {"type": "array", "maxItems": 2000, "items": {"type": "string", "maxLength": 2000}}
+    forms = [{"type": "json_schema", "json_schema": {"schema": schema}} for schema in (strings, {"type": "integer"})]
+    bodies = [{"model": "tiny", "messages": HELLO, "max_tokens": 20, "response_format": form} for form in forms]
+    content = json.dumps(bodies[0]).encode()
+    connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
+    for connection in connections:
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+        connection.sendall(head.encode() + content)
+    time.sleep(2)
+    for connection in connections:
+        connection.close()
+    begin = time.monotonic()
+    status, _, answer = server.ask("POST", CHAT, bodies[1])
+    assert status == 200 and isinstance(json.loads(answer["choices"][0]["message"]["content"]), int)
+    assert time.monotonic() - begin < 60  # and not as long as a request may take
+
+
 def test_a_reader_that_hangs_up_frees_its_slot(server):
     def running():
         text = server.ask("GET", "/metrics")[2]
