@@ -21,7 +21,7 @@ from gpt_keras.config import GPTConfig
 from gpt_keras.data.errors import InputError
 from gpt_keras.litert.graph import WEIGHT
 from gpt_keras.litert.rounding import Quantized
-from gpt_keras.litert.sizes import Sizes
+from gpt_keras.litert.sizes import FREE, Sizes
 
 _IDENTIFIER = b"TFL3"
 _PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
@@ -34,21 +34,21 @@ class Template:
 
     Attributes:
         content: The converter's model of one function.
-        sizes: Of it; a 1 is fixed, and so is 0 slots.
+        sizes: Of it; a 1 is fixed.
     """
 
     content: bytes
     sizes: Sizes
 
 
-def prime_sizes(config: GPTConfig, rows: bool = True, slots: bool = True, length: bool = True) -> Sizes:
-    """Sizes that divide none of the model's own numbers; without one of them, it is fixed at its smallest."""
+def prime_sizes(config: GPTConfig, rows: bool = True, length: bool = True) -> Sizes:
+    """Sizes that divide none of the model's own numbers; without rows or length, that is 1."""
     own = [value for value in config.to_dict().values() if isinstance(value, int) and value > 1]
     own += [heads * config.head_dim for heads in (config.num_heads, config.num_key_value_heads)]
     free = [p for p in _PRIMES if all(n % p for n in own)]
     tokens = free[1] if length else 1
     free_slots = [p for p in _SLOT_PRIMES if all(n % p for n in own) and p + tokens not in own]
-    return Sizes(free[0] if rows else 1, free_slots[0] if slots else 0, tokens)
+    return Sizes(free[0] if rows else 1, free_slots[0], tokens)
 
 
 def assemble(functions: Sequence[tuple[str, Template, Sizes]], weights: Mapping[str, np.ndarray | Quantized]) -> bytes:
@@ -135,7 +135,7 @@ def _add_buffer(model: Any, data: np.ndarray | None) -> int:
 
 
 def _substitution(before: Sizes, after: Sizes) -> Callable[[int], int]:
-    """What a number in a graph of the sizes before is in one of the sizes after."""
+    """What a number in a graph of the sizes before is in one of the sizes after: `FREE` if one that it has is."""
     pairs = [
         (old, new)
         for old, new in ((before.rows, after.rows), (before.length, after.length), (before.slots, after.slots))
@@ -145,10 +145,12 @@ def _substitution(before: Sizes, after: Sizes) -> Callable[[int], int]:
     def number(value: int) -> int:
         if value <= 1:
             return value
-        if before.slots > 1 and value == before.slots + before.length:
-            return after.slots + after.length
+        if value == before.slots + before.length:
+            return FREE if FREE in (after.slots, after.length) else after.slots + after.length
         for old, new in pairs:
             if value % old == 0:
+                if new == FREE:
+                    return FREE
                 value = value // old * new
         return value
 
@@ -164,8 +166,8 @@ def _add_function(
     kept: dict[int, int] = {}
     for index, tensor in enumerate(graph.tensors):
         tensor.name = f"{name}/{index}".encode()
-        tensor.shape = np.array([number(int(size)) for size in tensor.shape], np.int32)
-        tensor.shapeSignature = None
+        shape = np.array([number(int(size)) for size in tensor.shape], np.int32)
+        tensor.shape, tensor.shapeSignature = np.where(shape == FREE, 1, shape), shape if FREE in shape else None
         data = source.buffers[tensor.buffer].data
         if data is None or not len(data):
             tensor.buffer = 0
@@ -192,6 +194,10 @@ def _add_function(
             shape = operator.builtinOptions.newShape
             if shape is not None:
                 operator.builtinOptions.newShape = np.array([number(int(n)) for n in shape], np.int32)
+        if code.builtinCode == schema.BuiltinOperator.STRIDED_SLICE:
+            ends = model.buffers[graph.tensors[int(operator.inputs[2])].buffer].data.view(np.int32)
+            for axis in np.flatnonzero(ends == FREE):  # up to the end
+                operator.builtinOptions.endMask |= 1 << int(axis)
         if code.builtinCode == schema.BuiltinOperator.GATHER and int(operator.inputs[0]) in tables:
             code = _look_up(graph, operator) or code
         operator.opcodeIndex = _operator_code(model, code)

@@ -12,32 +12,23 @@ from gpt_keras.data.errors import InputError
 from gpt_keras.litert import graph, rotation, rounding
 from gpt_keras.litert.assembly import Template, assemble, prime_sizes
 from gpt_keras.litert.rounding import Quantized
-from gpt_keras.litert.sizes import Sizes, row_name, row_sizes
+from gpt_keras.litert.sizes import Sizes, row_functions
 from gpt_keras.model import GPT
 
 Weights = Literal["float32", "int8", "int4"]
 
 
 def row_file(model: GPT, weights: Weights) -> bytes:
-    """A file of `graph.RowForm` for the project's own engine, with all functions of `sizes.row_sizes`."""
+    """A file of `graph.RowForm` for the project's own engine, with the functions of `sizes.row_functions`."""
     config = model.config
     if config.context_length < 2:
         raise InputError("a LiteRT file needs a context of at least 2 tokens")
-    quantized, wanted = weights != "float32", row_sizes(config.context_length)
-
-    def kind(sizes: Sizes) -> str:
-        return "one" if sizes.length == 1 else "next" if sizes.slots else "first"
-
-    primes = {
-        "first": prime_sizes(config, slots=False),
-        "next": prime_sizes(config, rows=False),
-        "one": prime_sizes(config, length=False),
-    }
+    primes = {True: prime_sizes(config), False: prime_sizes(config, length=False)}
     templates = {
-        name: Template(graph.convert(model, graph.RowForm, primes[name], True, quantized), primes[name])
-        for name in {kind(sizes): None for sizes in wanted}
+        several: Template(graph.convert(model, graph.RowForm, sizes, True, weights != "float32"), sizes)
+        for several, sizes in primes.items()
     }
-    functions = [(row_name(size), templates[kind(size)], size) for size in wanted]
+    functions = [(name, templates[sizes.length != 1], sizes) for name, sizes in row_functions().items()]
     return assemble(functions, _values(model, weights))
 
 

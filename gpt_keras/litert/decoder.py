@@ -1,46 +1,50 @@
 """Rows of tokens being continued by a LiteRT file of `RowForm`: what `decoding.Decoder` does, without Keras.
 
-A cache is memory that every function of its sizes takes as an input; after each step the new tokens' keys and values
-are put into their places in it.
+A cache is memory that the functions take as an input; after each step the new tokens' keys and values are put into
+their places in it. With those of a prompt's piece it grows: a piece attends to what is before it and to nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from gpt_keras.config import GPTConfig
-from gpt_keras.data.errors import InputError
 from gpt_keras.litert.runtime import Buffer, LiteRTFile
-from gpt_keras.litert.sizes import HIDDEN, ROWS, Sizes, cache_names, prefill_widths, row_name, slot_counts
+from gpt_keras.litert.sizes import HIDDEN, Sizes, cache_names
 from gpt_keras.rows import Rows
 from gpt_keras.slots import Prefill, groups
 
+_ROUND = 64
+"""Slots are made in multiples of it."""
+
 
 @dataclass
-class _Part:
-    """Keys and values of up to `ROWS[-1]` rows: by layer, keys and values in turn, [rows, heads, slots, head_dim]."""
+class Cache:
+    """Keys and values: by layer, keys and values in turn, [rows, heads, slots, head_dim]; none if they are all 0."""
 
     rows: int
     slots: int
-    buffers: dict[str, Buffer]
-
-    @property
-    def arrays(self) -> list[np.ndarray]:
-        return [buffer.array for buffer in self.buffers.values()]
+    buffers: dict[str, Buffer] = field(default_factory=dict)
 
 
-Cache = list[_Part]
+@dataclass
+class _Memory:
+    """Inputs but for the cache, and outputs, of a function at one of its sizes."""
+
+    sizes: Sizes
+    inputs: dict[str, Buffer]
+    outputs: dict[str, Buffer]
 
 
 class LiteRTDecoder:
     """Starts rows of one model.
 
     Args:
-        file: With the functions of `sizes.row_sizes`.
+        file: With the functions of `sizes.row_functions`.
         config: The model's.
     """
 
@@ -49,138 +53,151 @@ class LiteRTDecoder:
     def __init__(self, file: LiteRTFile, config: GPTConfig) -> None:
         self._file, self.config = file, config
         self._names = cache_names(config.num_layers)
-        self._slots = slot_counts(config.context_length)
-        self._memory: dict[Sizes, tuple[dict[str, Buffer], dict[str, Buffer]]] = {}
-
-    @property
-    def num_compilations(self) -> int:
-        """How many of the file's functions have been used."""
-        return len(self._memory)
+        self._memory: dict[str, _Memory] = {}
+        self.num_compilations = 0
 
     def weights_may_have_changed(self) -> None:
         """They do not."""
 
     def start(self, prompts: Sequence[Sequence[int]], room: int) -> Rows:
         """As `Decoder.start`."""
-        batch = self.batch_size(len(prompts))
-        lengths = np.ones(batch, np.int32)
-        lengths[: len(prompts)] = [len(prompt) for prompt in prompts]
-        cache = self.make_cache(batch, int(lengths.max()) + room)
-        logits = np.zeros((batch, self.config.vocabulary_size), np.float32)
+        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+        slots = int(lengths.max()) + room
+        cache: Cache | None = None
+        logits = np.zeros((len(prompts), self.config.vocabulary_size), np.float32)
         for group in groups(prompts):
             prefill = Prefill(self, [prompts[i] for i in group])
             while not prefill.done:
                 prefill.step()
-            for row, slot in enumerate(group):
-                self.insert(cache, prefill.cache, row, slot)
-                logits[slot] = prefill.logits[row]
+            if len(group) == len(prompts):
+                cache = prefill.cache
+                self._move(cache, np.argsort(group), self._rounded(slots))
+            else:
+                cache = cache or self.make_cache(len(prompts), slots)
+                for row, slot in enumerate(group):
+                    self.insert(cache, prefill.cache, row, slot)
+            logits[group] = prefill.logits[: len(group)]
         return Rows(self, logits, _best(logits), cache, lengths, len(prompts))
 
     @staticmethod
     def batch_size(rows: int) -> int:
         """How many rows a batch has that holds so many."""
-        most = ROWS[-1]
-        return next((count for count in ROWS if count >= rows), most * -(-rows // most))
+        return rows
 
     @staticmethod
     def slots_of(cache: Cache) -> int:
         """How many tokens of each row fit in."""
-        return cache[0].slots
+        return cache.slots
 
     def make_cache(self, batch: int, slots: int) -> Cache:
         """An empty one for so many rows of at least so many tokens, or the context's length."""
-        slots = next((count for count in self._slots if count >= slots), self._slots[-1])
-        parts, most = [], ROWS[-1]
-        for start in range(0, batch, most):
-            rows = self.batch_size(min(most, batch - start))
-            function = row_name(Sizes(rows, slots, 1))
-            parts.append(_Part(rows, slots, {name: self._file.input(function, name) for name in self._names}))
-        return parts
+        return Cache(batch, self._rounded(slots))
+
+    def _rounded(self, slots: int) -> int:
+        return min(-(-slots // _ROUND) * _ROUND, self.config.context_length)
+
+    def _layer(self, name: str, rows: int, slots: int) -> Buffer:
+        shape = rows, self.config.num_key_value_heads, slots, self.config.head_dim
+        return self._file.input("decode", name, shape)
+
+    def _buffers(self, cache: Cache) -> dict[str, Buffer]:
+        if not cache.buffers:  # a function takes no cache without slots: one is there that nothing looks at
+            cache.buffers = {name: self._layer(name, cache.rows, max(cache.slots, 1)) for name in self._names}
+        return cache.buffers
 
     def step(
         self, token_ids: np.ndarray, positions: np.ndarray, select: np.ndarray, cache: Cache
     ) -> tuple[tuple[np.ndarray, np.ndarray], Cache]:
-        """As `Decoder.step`; the positions of a row follow each other."""
-        found = []
-        for number, part in enumerate(cache):
-            rows = slice(number * ROWS[-1], number * ROWS[-1] + part.rows)
-            tokens, starts, chosen = np.asarray(token_ids)[rows], positions[rows, 0], select[rows]
-            count, fill = len(tokens), part.rows - len(tokens)
-            if fill:
-                tokens = np.pad(tokens, ((0, fill), (0, 0)))
-                starts, chosen = np.pad(starts, (0, fill)), np.pad(chosen, (0, fill))
-            found.append(self._step(tokens, starts, chosen, part)[:count])
-        logits = found[0] if len(found) == 1 else np.concatenate(found)
+        """As `Decoder.step`.
+
+        The positions of a row follow each other. Several tokens begin at the same one in all rows, and what the cache
+        held beyond is forgotten.
+        """
+        starts, token_ids = positions[:, 0], np.asarray(token_ids)
+        if token_ids.shape[1] == 1 and starts.max() < cache.slots:
+            memory = self._run("decode", token_ids, starts, select, cache)
+            every = np.arange(cache.rows)
+            for buffer, new in zip(cache.buffers.values(), memory.outputs["new"].array, strict=True):
+                buffer.array[every, :, starts] = new[:, :, 0]
+        else:
+            start, width = int(starts[0]), int(select.max()) + 1  # what follows only fills up
+            if start != cache.slots:
+                self._move(cache, np.arange(cache.rows), start)
+            memory = self._run(f"prefill_{cache.rows}", token_ids[:, :width], starts, select, cache)
+            self._append(cache, memory.outputs["new"].array)
+        logits = memory.outputs["logits"].array.copy()
         return (logits, _best(logits)), cache
 
-    def _step(self, token_ids: np.ndarray, starts: np.ndarray, select: np.ndarray, part: _Part) -> np.ndarray:
-        rows, width = token_ids.shape
-        first = not starts.any() and width > 1
-        sizes = Sizes(rows, 0 if first else part.slots, self._width(rows, width, first))
-        inputs, outputs = self._memory_of(sizes)
-        tokens = inputs["tokens"].array
-        tokens[:, :width], tokens[:, width:] = token_ids, 0
-        places = starts[:, None] + np.arange(sizes.length, dtype=np.int32)
+    def _run(
+        self, function: str, token_ids: np.ndarray, starts: np.ndarray, select: np.ndarray, cache: Cache
+    ) -> _Memory:
+        length, buffers = token_ids.shape[1], self._buffers(cache)
+        sizes = Sizes(cache.rows, max(cache.slots, 1), length)
+        memory = self._memory.get(function)
+        if memory is None or memory.sizes != sizes:
+            memory = self._memory[function] = self._made(function, sizes, buffers)
+        inputs = memory.inputs
+        inputs["tokens"].array[...] = token_ids
+        places = starts[:, None] + np.arange(length, dtype=np.int32)
         inputs["positions"].array[...] = np.minimum(places, self.config.context_length - 1)
-        if sizes.slots:  # what is in the cache is before the first new token
-            seen = np.arange(sizes.slots, dtype=np.int32) < starts[:, None]
-            inputs["mask"].array[:, 0, :, : sizes.slots] = np.where(seen, 0.0, HIDDEN)[:, None]
-        if sizes.length > 1:
-            inputs["last"].array[...] = np.arange(sizes.length) == select[:, None, None]
-        cache = part.buffers if sizes.slots else {}
-        self._file.run(row_name(sizes), {**inputs, **cache}, outputs)
-        new = outputs["new"].array
-        if width == 1:
-            every = np.arange(rows)
-            for array, values in zip(part.arrays, new, strict=True):
-                array[every, :, starts] = values[:, :, 0]
-        else:
-            start = int(starts[0])  # of all, as of one
-            end = min(start + width, part.slots)
-            for array, values in zip(part.arrays, new, strict=True):
-                array[:, :, start:end] = values[:, :, : end - start]
-        return outputs["logits"].array.copy()
+        seen = np.arange(sizes.slots, dtype=np.int32) < starts[:, None]  # what is before the first new token
+        inputs["mask"].array[:, 0, :, length:] = np.where(seen, np.float32(0), np.float32(HIDDEN))[:, None]
+        if "last" in inputs:
+            inputs["last"].array[...] = np.arange(length) == select[:, None, None]
+        self._file.run(function, {**inputs, **buffers}, memory.outputs)
+        return memory
 
-    def _width(self, rows: int, width: int, first: bool) -> int:
-        if width == 1:
-            return 1
-        widths = prefill_widths(rows, first, self.config.context_length)
-        found = next((w for w in widths if w >= width), None)
-        if found is None:
-            raise InputError(f"{rows} rows of {width} tokens at a time are more than the LiteRT file has functions for")
-        return found
+    def _made(self, function: str, sizes: Sizes, cache: dict[str, Buffer]) -> _Memory:
+        self._memory.pop(function, None)
+        rows, slots, length = sizes.rows, sizes.slots, sizes.length
+        shapes = {"tokens": (rows, length), "positions": (rows, length), "mask": (rows, 1, length, length + slots)}
+        shapes |= {} if function == "decode" else {"last": (rows, 1, length)}
+        inputs = {name: self._file.input(function, name, shape) for name, shape in shapes.items()}
+        inputs["mask"].array[..., :length] = np.triu(np.full((length, length), HIDDEN, np.float32), 1)
+        self.num_compilations += 1
+        return _Memory(sizes, inputs, self._file.outputs(function, {**inputs, **cache}))
 
-    def _memory_of(self, sizes: Sizes) -> tuple[dict[str, Buffer], dict[str, Buffer]]:
-        """Inputs but for the cache, and outputs, of one function."""
-        if sizes not in self._memory:
-            function = row_name(sizes)
-            names = [name for name in self._file.shapes(function) if name not in self._names]
-            inputs = {name: self._file.input(function, name) for name in names}
-            length = sizes.length
-            causal = np.triu(np.full((length, length), HIDDEN, np.float32), 1)
-            inputs["mask"].array[..., sizes.slots :] = causal
-            self._memory[sizes] = inputs, self._file.outputs(function)
-        return self._memory[sizes]
+    def _append(self, cache: Cache, new: np.ndarray) -> None:
+        """Slots with new tokens' keys and values, [2 * layers, rows, heads, length, head_dim], behind the others."""
+        slots = cache.slots + new.shape[3]
+        for name, values in zip(self._names, new, strict=True):
+            buffer = self._layer(name, cache.rows, slots)
+            buffer.array[:, :, : cache.slots] = cache.buffers[name].array[:, :, : cache.slots]
+            buffer.array[:, :, cache.slots :] = values
+            cache.buffers[name] = buffer
+        cache.slots = slots
+
+    def _move(self, cache: Cache, index: np.ndarray, slots: int) -> None:
+        """`resized` in place, one layer after the other."""
+        if not slots:
+            cache.buffers.clear()
+        for name, buffer in cache.buffers.items():
+            cache.buffers[name] = self._copied(name, buffer.array, index, slots)
+        cache.rows, cache.slots = len(index), slots
+
+    def _copied(self, name: str, array: np.ndarray, index: np.ndarray, slots: int) -> Buffer:
+        made, width = self._layer(name, len(index), slots), min(slots, array.shape[2])
+        made.array[:, :, :width] = array[index, :, :width]
+        return made
 
     def take(
         self, logits: np.ndarray, best: np.ndarray, cache: Cache, index: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, Cache]:
         """As `Decoder.take`."""
-        return logits[index], best[index], self.resized(cache, index, self.slots_of(cache))
+        return logits[index], best[index], self.resized(cache, index, cache.slots)
 
     def resized(self, cache: Cache, index: np.ndarray, slots: int) -> Cache:
         """As `Decoder.resized`."""
-        found = self.make_cache(len(index), slots)
-        for row, source in enumerate(index):
-            self.insert(found, cache, int(source), row)
-        return found
+        slots = self._rounded(slots)
+        made = {name: self._copied(name, buffer.array, index, slots) for name, buffer in self._buffers(cache).items()}
+        return Cache(len(index), slots, made)
 
     def insert(self, cache: Cache, other: Cache, row: int, slot: int) -> Cache:
         """As `Decoder.insert`."""
-        most = ROWS[-1]
-        for array, values in zip(cache[slot // most].arrays, other[row // most].arrays, strict=True):
-            width = min(array.shape[2], values.shape[2])
-            array[slot % most, :, :width] = values[row % most, :, :width]
+        for name, buffer in self._buffers(cache).items():
+            values = other.buffers[name].array[row]
+            width = min(cache.slots, other.slots)
+            buffer.array[slot, :, :width] = values[:, :width]
         return cache
 
 

@@ -24,8 +24,9 @@ from tensorflow.compiler.tf2xla.python import xla
 from tqdm import tqdm
 
 from gpt_keras import kernels
+from gpt_keras.config import GPTConfig
 from gpt_keras.litert import rotation
-from gpt_keras.litert.sizes import Sizes, cache_names, row_name
+from gpt_keras.litert.sizes import Sizes, cache_names
 from gpt_keras.model import GPT
 
 Tensor = Any
@@ -71,8 +72,9 @@ class EngineForm:
                     new = tf.transpose(new, (0, 2, 1, 3))
                     written.append(xla.dynamic_update_slice(buffer, new, tf.stack([zero, start, zero, zero])))
                 keys, values = (tf.transpose(buffer, (0, 2, 1, 3)) for buffer in written)
-                return _gather(tf.nn.softmax(_scores(query, keys) + mask), values), tuple(written)
+                return _attend(query, keys, values, hidden), tuple(written)
 
+            hidden = _for_groups(mask, config)
             cache = list(zip(buffers[::2], buffers[1::2], strict=True))
             with kernels.using({"cached_attention": attend}):
                 x, written = model.hidden_states(tokens, input_pos[None], cache=cache)
@@ -87,14 +89,13 @@ class EngineForm:
 class RowForm:
     """Functions of several rows, each at a place of its own.
 
-    Inputs: `tokens` and `positions` int32 [rows, length]; `mask` float32 [rows, 1, length, slots + length], which is
-    added to the scores of the slots and of the new tokens; of those with more than one token `last` float32 [rows, 1,
-    length], a 1 where logits are wanted; and the cache, float32 [rows, heads, slots, head_dim] each (with no slots,
-    none). Outputs: `new` float32 [2 * layers, rows, heads, length, head_dim], the tokens' keys and values, and `logits`
-    float32 [rows, vocabulary_size].
+    Inputs: `tokens` and `positions` int32 [rows, length]; `mask` float32 [rows, 1, length, length + slots], which is
+    added to the scores of the new tokens and of the slots; of those with more than one token `last` float32 [rows, 1,
+    length], a 1 where logits are wanted; and the cache, float32 [rows, heads, slots, head_dim] each. Outputs: `new`
+    float32 [2 * layers, rows, heads, length, head_dim], the tokens' keys and values, and `logits` float32 [rows,
+    vocabulary_size].
     """
 
-    name = staticmethod(row_name)
     halved = False
     """It would take a quarter of the time more, and twice the memory."""
 
@@ -106,23 +107,25 @@ class RowForm:
         inputs = [
             tf.TensorSpec([rows, length], tf.int32, name="tokens"),
             tf.TensorSpec([rows, length], tf.int32, name="positions"),
-            tf.TensorSpec([rows, 1, length, slots + length], tf.float32, name="mask"),
+            tf.TensorSpec([rows, 1, length, length + slots], tf.float32, name="mask"),
         ]
         inputs += [tf.TensorSpec([rows, 1, length], tf.float32, name="last")] if length > 1 else []
-        names = cache_names(config.num_layers) if slots else []
-        inputs += [tf.TensorSpec(shape, tf.float32, name=name) for name in names]
+        inputs += [tf.TensorSpec(shape, tf.float32, name=name) for name in cache_names(config.num_layers)]
 
         def function(tokens: Tensor, positions: Tensor, mask: Tensor, *others: Tensor) -> dict[str, Tensor]:
             def attend(query: Tensor, key: Tensor, value: Tensor, cache: Any, *_: Any) -> tuple[Tensor, Any]:
-                scores = _scores(query, key)
-                if not slots:
-                    return _gather(tf.nn.softmax(scores + mask), value), (key, value)
-                probabilities = tf.nn.softmax(tf.concat([_scores(query, cache[0]), scores], -1) + mask)
-                old = _gather(probabilities[..., :slots], cache[1])
-                return old + _gather(probabilities[..., slots:], value), (key, value)
+                if length > 1:
+                    keys, values = (tf.concat(pair, 2) for pair in ((key, cache[0]), (value, cache[1])))
+                    return _attend(query, keys, values, hidden), (key, value)
+                together = _group(query, key.shape[1])  # of one token: what is in the cache stays where it is
+                scores = [tf.matmul(together, keys, transpose_b=True) for keys in (key, cache[0])]
+                probabilities = tf.nn.softmax(tf.concat(scores, -1) + hidden)
+                old = tf.matmul(probabilities[..., 1:], cache[1])
+                return tf.reshape(old + probabilities[..., :1] * value, query.shape), (key, value)
 
             last, buffers = (others[:1], others[1:]) if length > 1 else ((), others)
-            cache = list(zip(buffers[::2], buffers[1::2], strict=True)) or [(None, None)] * config.num_layers
+            hidden = _for_groups(mask, config)
+            cache = list(zip(buffers[::2], buffers[1::2], strict=True))
             with kernels.using({"cached_attention": attend}):
                 x, new = model.hidden_states(tokens, positions, cache=cache)
                 logits = model.output_head(tf.matmul(last[0], x) if last else x)
@@ -131,21 +134,23 @@ class RowForm:
         return inputs, function
 
 
-def _scores(query: Tensor, key: Tensor) -> Tensor:
-    """[rows, heads, length, slots] of `query` [rows, heads, length, head_dim] and `key` [rows, heads that several of
-    the queries' share, slots, head_dim]."""
+def _attend(query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
+    """Attention of `query` [rows, heads, length, head_dim] to `keys` and `values` [rows, heads that several of the
+    queries' share, slots, head_dim], with `_for_groups(mask)`; [rows, heads, length, head_dim]."""
+    scores = tf.matmul(_group(query, keys.shape[1]), keys, transpose_b=True)
+    return tf.reshape(tf.matmul(tf.nn.softmax(scores + hidden), values), query.shape)
+
+
+def _group(query: Tensor, shared: int) -> Tensor:
+    """Scaled, [rows, shared, heads / shared * length, head_dim]: those that look at the same keys together."""
     rows, heads, length, head_dim = query.shape
-    shared = key.shape[1]
-    together = tf.reshape(query * (1.0 / math.sqrt(head_dim)), (rows, shared, heads // shared * length, head_dim))
-    return tf.reshape(tf.matmul(together, key, transpose_b=True), (rows, heads, length, key.shape[2]))
+    return tf.reshape(query * (1.0 / math.sqrt(head_dim)), (rows, shared, heads // shared * length, head_dim))
 
 
-def _gather(probabilities: Tensor, values: Tensor) -> Tensor:
-    """`probabilities @ values`, [rows, heads, length, head_dim]."""
-    rows, heads, length, slots = probabilities.shape
-    shared, head_dim = values.shape[1], values.shape[3]
-    together = tf.reshape(probabilities, (rows, shared, heads // shared * length, slots))
-    return tf.reshape(tf.matmul(together, values), (rows, heads, length, head_dim))
+def _for_groups(mask: Tensor, config: GPTConfig) -> Tensor:
+    """`mask` [rows, 1, length, slots] for what `_group` makes of the queries."""
+    times = config.num_heads // config.num_key_value_heads
+    return mask if times == 1 or mask.shape[2] == 1 else tf.concat([mask] * times, 2)
 
 
 # === Conversion ===

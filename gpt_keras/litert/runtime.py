@@ -9,6 +9,7 @@ import functools
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from gpt_keras import machine
 from gpt_keras.data.errors import InputError
 
+_DONTNEED = 4
 _TYPES = {"float32": np.float32, "int32": np.int32}
 
 
@@ -51,30 +53,65 @@ class LiteRTFile:
             raise InputError(f"{path}: not a whole LiteRT file ({str(error).splitlines()[0]})") from error
         self._compiled = made
         self.functions = frozenset(made.get_signature_list())
+        self._inputs: dict[str, _Inputs] = {}
+        _let_go(Path(path))
 
     def shapes(self, function: str) -> dict[str, tuple[int, ...]]:
-        """Shapes of its inputs by name."""
-        details = self._compiled.get_input_tensor_details(function)
-        return {name: tuple(detail["shape"]) for name, detail in details.items()}
+        """Shapes of its inputs by name, as they are at present where the file leaves sizes free."""
+        return dict(self._inputs_of(function).shapes)
 
-    def input(self, function: str, name: str) -> Buffer:
-        """New memory for one of its inputs."""
-        detail = self._compiled.get_input_tensor_details(function)[name]
-        return Buffer(self._compiled.create_input_buffer_by_name(function, name), detail)
+    def input(self, function: str, name: str, shape: tuple[int, ...] | None = None) -> Buffer:
+        """New memory for one of its inputs, of this shape where the file leaves sizes free."""
+        inputs = self._inputs_of(function)
+        shape = shape or inputs.shapes[name]
+        self._resize(function, name, shape)
+        return Buffer(self._compiled.create_input_buffer_by_name(function, name), shape, inputs.dtypes[name])
 
-    def outputs(self, function: str) -> dict[str, Buffer]:
-        """New memory for all its outputs, by name."""
+    def outputs(self, function: str, inputs: dict[str, Buffer] | None = None) -> dict[str, Buffer]:
+        """New memory for all its outputs by name, for such inputs where the file leaves sizes free."""
+        for name, buffer in (inputs or {}).items():
+            self._resize(function, name, buffer.array.shape)
         details = self._compiled.get_output_tensor_details(function)
         return {
-            name: Buffer(self._compiled.create_output_buffer_by_name(function, name), detail)
+            name: Buffer(
+                self._compiled.create_output_buffer_by_name(function, name), tuple(detail["shape"]), detail["dtype"]
+            )
             for name, detail in details.items()
         }
 
     def run(self, function: str, inputs: dict[str, Buffer], outputs: dict[str, Buffer]) -> None:
+        for name, buffer in inputs.items():
+            self._resize(function, name, buffer.array.shape)
         given, taken = ({name: b.tensor for name, b in buffers.items()} for buffers in (inputs, outputs))
         with contextlib.nullcontext() if LiteRTFile._has_run else _silence():
             self._compiled.run_by_name(function, given, taken)
         LiteRTFile._has_run = True
+
+    def _inputs_of(self, function: str) -> _Inputs:
+        if function not in self._inputs:
+            index, details = (
+                self._compiled.get_signature_index(function),
+                self._compiled.get_input_tensor_details(function),
+            )
+            names = self._compiled.get_signature_by_index(index)["inputs"]
+            shapes = {name: tuple(details[name]["shape"]) for name in names}
+            self._inputs[function] = _Inputs(index, shapes, {name: details[name]["dtype"] for name in names})
+        return self._inputs[function]
+
+    def _resize(self, function: str, name: str, shape: tuple[int, ...]) -> None:
+        inputs = self._inputs_of(function)
+        if inputs.shapes[name] != shape:
+            self._compiled.resize_input_tensor(list(inputs.shapes).index(name), shape, inputs.function)
+            inputs.shapes[name] = shape
+
+
+@dataclass
+class _Inputs:
+    """Of a function: its place among all, and its inputs' shapes and dtypes by name, in their order."""
+
+    function: int
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
 
 
 class Buffer:
@@ -85,13 +122,23 @@ class Buffer:
         array: The same memory.
     """
 
-    def __init__(self, tensor: Any, detail: dict[str, Any]) -> None:
+    def __init__(self, tensor: Any, shape: tuple[int, ...], dtype: str) -> None:
         self.tensor = tensor
-        shape, dtype = tuple(detail["shape"]), _TYPES[detail["dtype"]]
         count = int(np.prod(shape)) * 4
         memory = np.ctypeslib.as_array((ctypes.c_uint8 * count).from_address(_address(tensor)))
-        self.array = memory.view(dtype).reshape(shape)
+        self.array = memory.view(_TYPES[dtype]).reshape(shape)
         self.array[...] = 0
+
+
+def _let_go(path: Path) -> None:
+    """Have what was read of a file while it was opened leave memory: what is used of it comes back."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        for line in Path("/proc/self/maps").read_text("utf-8", "replace").splitlines():
+            place, access, *_, name = line.split(maxsplit=5)
+            if name == str(path.resolve()) and "w" not in access:
+                start, end = (int(address, 16) for address in place.split("-"))
+                libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)
 
 
 def _address(tensor: Any) -> int:

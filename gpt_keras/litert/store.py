@@ -32,7 +32,7 @@ MOST_BYTES = 1.9e9
 
 _NOTED = 10_000_000
 """Bytes above which what a file holds is noted."""
-_FORMAT = 3
+_FORMAT = 4
 """Counted up whenever the files that are made change."""
 _FILE, _CONFIG = "model.tflite", "gpt_config.json"
 
