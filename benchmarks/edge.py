@@ -15,19 +15,19 @@ and `litert`.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import report
-from benchmarks.edge_systems import SYSTEMS, Session
+from benchmarks.edge_systems import SYSTEMS, System
 
 PROMPT = 256
 STEPS = 32
@@ -52,7 +52,7 @@ def main() -> None:
         SYSTEMS[options.prepare].prepare(Path(options.folder))
         print("prepared")
     elif options.system:
-        print(json.dumps(measure(SYSTEMS[options.system].open, Path(options.folder), options.contexts)))
+        print(json.dumps(measure(SYSTEMS[options.system], Path(options.folder), options.contexts)))
     else:
         results: list[dict[str, Any]] = []
         for model in options.models:
@@ -114,13 +114,13 @@ def write(model: str, folder: Path) -> int:
     return int(done.stdout.split()[-1])
 
 
-def measure(open_model: Callable[[Path], Session], folder: Path, contexts: list[int]) -> dict[str, float]:
+def measure(system: System, folder: Path, contexts: list[int]) -> dict[str, float]:
     """Figures of one system, in this process."""
-    import gpt_keras.litert.engine  # noqa: F401  which is not to be measured
-
+    for module in ("gpt_keras.litert.engine", system.needs[0]):  # which are not to be measured
+        importlib.import_module(module)
     before = resident_memory("VmRSS")
     start = time.perf_counter()
-    session = open_model(folder)
+    session = system.open(folder)
     random = np.random.default_rng(0)
     session.prefill([1])
     opened = time.perf_counter() - start

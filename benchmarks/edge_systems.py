@@ -43,7 +43,7 @@ class System:
     Attributes:
         prepare: Converts the model folder, once, in a process of its own.
         open: From the model folder to a session.
-        needs: Keys of `generation_systems.PACKAGES`, or modules.
+        needs: Keys of `generation_systems.PACKAGES`, or modules; to open it takes the first.
     """
 
     prepare: Callable[[Path], None]
@@ -65,6 +65,7 @@ class _LiteRT(Session):
         return self._file()
 
     def prefill(self, prompt: Sequence[int]) -> None:
+        self._rows = None  # the text before it is gone, as in a chat that begins anew
         self._rows = self._decoder.start([list(prompt)], NEW_TOKENS)
 
     def decode(self, steps: int) -> None:
@@ -73,11 +74,14 @@ class _LiteRT(Session):
 
 
 def open_engine(folder: Path) -> Session:
+    """Without a tokenizer, as all get tokens."""
     from gpt_keras.litert import store
-    from gpt_keras.litert.engine import load_with
+    from gpt_keras.litert.decoder import LiteRTDecoder
+    from gpt_keras.litert.runtime import LiteRTFile
 
-    decoder = load_with(folder, "litert-int8").decoder
-    return _LiteRT(decoder, lambda: store.read(store.obtain(str(folder), "int8"))[0])
+    made = store.obtain(str(folder), "int8")
+    file, config = store.read(made)
+    return _LiteRT(LiteRTDecoder(LiteRTFile(file, store.packed(file, made)), config), lambda: file)
 
 
 def prepare_engine(folder: Path) -> None:

@@ -25,6 +25,7 @@ DEVIATION = 0.08
 THREADS = os.cpu_count() or 1
 REFERENCE = "transformers torch float32"
 PACKAGES = {
+    "ai_edge_litert": "ai-edge-litert",
     "tensorflow": "tensorflow",
     "jax": "jax",
     "keras_hub": "keras-hub",
@@ -51,7 +52,7 @@ class System:
     load: Callable[[Path], Generate]
     needs: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
-    prepare: Callable[[Path], None] | None = None
+    prepare: Callable[[Path], Any] | None = None
 
     @property
     def missing(self) -> list[str]:
@@ -61,9 +62,26 @@ class System:
 def load_gpt_keras(folder: Path) -> Generate:
     import gpt_keras
     from gpt_keras.generation import Generator
-    from gpt_keras.sampling_options import SamplingOptions
 
-    generator = Generator(gpt_keras.load(folder).model, None)
+    return _greedy(Generator(gpt_keras.load(folder).model, None))
+
+
+def load_litert(engine: Any) -> Callable[[Path], Generate]:
+    """The model's LiteRT file, which is made where the model is."""
+
+    def load(folder: Path) -> Generate:
+        from gpt_keras.generation import Generator
+        from gpt_keras.litert import store
+        from gpt_keras.litert.engine import load_with
+
+        os.environ[store.CACHE] = str(folder / "cache")
+        return _greedy(Generator(None, None, frozenset(), load_with(folder, engine).decoder))
+
+    return load
+
+
+def _greedy(generator: Any) -> Generate:
+    from gpt_keras.sampling_options import SamplingOptions
 
     def generate(prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
         steps = list(generator.tokens(prompts, SamplingOptions(max_new_tokens=new_tokens)))
@@ -299,6 +317,10 @@ def config_of(folder: Path) -> GPTConfig:
 SYSTEMS = {
     "gpt_keras tensorflow float32": System(load_gpt_keras, ("tensorflow",), {"KERAS_BACKEND": "tensorflow"}),
     "gpt_keras jax float32": System(load_gpt_keras, ("jax",), {"KERAS_BACKEND": "jax"}),
+    **{
+        f"gpt_keras {name}": System(load_litert(engine), ("ai_edge_litert", "tensorflow"), prepare=load_litert(engine))
+        for name, engine in (("litert float32", "litert"), ("litert int8", "litert-int8"))
+    },
     "keras-hub tensorflow float32": System(
         load_keras_hub, ("keras_hub", "tensorflow"), {"KERAS_BACKEND": "tensorflow"}
     ),

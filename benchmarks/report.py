@@ -37,8 +37,13 @@ def in_own_process(module: str, arguments: Sequence[str], environment: dict[str,
     return done.stdout.splitlines()[-1]
 
 
+_tables: list[list[list[str]]] = []
+"""That have been printed."""
+
+
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows of cells; the first row is the header, the first column stands left, the others right."""
+    _tables.append([list(row) for row in rows])
     columns = max(len(row) for row in rows)
     # A row that says only one thing, such as why there is no figure, does not widen the columns.
     widths = [max(len(row[i]) for row in rows if len(row) == columns) for i in range(columns)]
@@ -56,9 +61,9 @@ def result(system: str, case: str, value: float, unit: str) -> dict[str, Any]:
 
 
 def print_json(benchmark: str, results: list[dict[str, Any]], packages: Sequence[str]) -> None:
-    """Print the one line that `--json` promises."""
+    """Print the one line that `--json` promises; the tables above are in it, too."""
     line = {"benchmark": benchmark, "machine": machine(), "versions": versions(packages), "results": results}
-    print(json.dumps(line))
+    print(json.dumps({**line, "tables": _tables}))
 
 
 def machine() -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from gpt_keras.config import GPTConfig
 from gpt_keras.litert.runtime import Buffer, LiteRTFile
-from gpt_keras.litert.sizes import HIDDEN, Sizes, cache_names
+from gpt_keras.litert.sizes import HIDDEN, Sizes, cache_names, new_names
 from gpt_keras.rows import Rows
 from gpt_keras.slots import Prefill, groups
 
@@ -52,9 +52,13 @@ class LiteRTDecoder:
 
     def __init__(self, file: LiteRTFile, config: GPTConfig) -> None:
         self._file, self.config = file, config
-        self._names = cache_names(config.num_layers)
+        self._names = dict(zip(cache_names(config.num_layers), new_names(config.num_layers), strict=True))
         self._memory: dict[str, _Memory] = {}
-        self.num_compilations = 0
+
+    @property
+    def num_compilations(self) -> int:
+        """How many of the file's functions are in use."""
+        return len(self._memory)
 
     def weights_may_have_changed(self) -> None:
         """They do not."""
@@ -117,14 +121,17 @@ class LiteRTDecoder:
         if token_ids.shape[1] == 1 and starts.max() < cache.slots:
             memory = self._run("decode", token_ids, starts, select, cache)
             every = np.arange(cache.rows)
-            for buffer, new in zip(cache.buffers.values(), memory.outputs["new"].array, strict=True):
-                buffer.array[every, :, starts] = new[:, :, 0]
+            for name, new in self._names.items():
+                cache.buffers[name].array[every, :, starts] = memory.outputs[new].array[:, :, 0]
         else:
             start, width = int(starts[0]), int(select.max()) + 1  # what follows only fills up
             if start != cache.slots:
                 self._move(cache, np.arange(cache.rows), start)
-            memory = self._run(f"prefill_{cache.rows}", token_ids[:, :width], starts, select, cache)
-            self._append(cache, memory.outputs["new"].array)
+            function = f"prefill_{cache.rows}"
+            memory = self._run(function, token_ids[:, :width], starts, select, cache)
+            if not start:
+                del self._memory[function]  # what it wrote becomes the cache
+            self._append(cache, memory)
         logits = memory.outputs["logits"].array.copy()
         return (logits, _best(logits)), cache
 
@@ -154,18 +161,20 @@ class LiteRTDecoder:
         shapes |= {} if function == "decode" else {"last": (rows, 1, length)}
         inputs = {name: self._file.input(function, name, shape) for name, shape in shapes.items()}
         inputs["mask"].array[..., :length] = np.triu(np.full((length, length), HIDDEN, np.float32), 1)
-        self.num_compilations += 1
         return _Memory(sizes, inputs, self._file.outputs(function, {**inputs, **cache}))
 
-    def _append(self, cache: Cache, new: np.ndarray) -> None:
-        """Slots with new tokens' keys and values, [2 * layers, rows, heads, length, head_dim], behind the others."""
-        slots = cache.slots + new.shape[3]
-        for name, values in zip(self._names, new, strict=True):
-            buffer = self._layer(name, cache.rows, slots)
-            buffer.array[:, :, : cache.slots] = cache.buffers[name].array[:, :, : cache.slots]
-            buffer.array[:, :, cache.slots :] = values
+    def _append(self, cache: Cache, memory: _Memory) -> None:
+        """What is new behind the other slots."""
+        slots, length = cache.slots, memory.sizes.length
+        for name, new in self._names.items():
+            if slots:
+                buffer = self._layer(name, cache.rows, slots + length)
+                buffer.array[:, :, :slots] = cache.buffers[name].array
+                buffer.array[:, :, slots:] = memory.outputs[new].array
+            else:
+                buffer = memory.outputs[new]
             cache.buffers[name] = buffer
-        cache.slots = slots
+        cache.slots += length
 
     def _move(self, cache: Cache, index: np.ndarray, slots: int) -> None:
         """`resized` in place, one layer after the other."""

@@ -95,10 +95,10 @@ def load_with(
             say(f"Keras runs {place}, for LiteRT does not: {refused}")
         return lm
     folder = store.obtain(place, "int8" if engine == "litert-int8" else "float32", say)
-    file, config, tokenizer = store.read(folder)
+    file, config = store.read(folder)
     files = file, store.packed(file, folder)
     decoder = WorkerDecoder(*files, config) if apart else LiteRTDecoder(LiteRTFile(*files), config)
-    return FastLanguageModel(place, config, tokenizer, decoder)
+    return FastLanguageModel(place, config, Tokenizer.find(folder), decoder)
 
 
 def _open(path: str) -> LanguageModel:

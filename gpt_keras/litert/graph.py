@@ -26,7 +26,7 @@ from tqdm import tqdm
 from gpt_keras import kernels
 from gpt_keras.config import GPTConfig
 from gpt_keras.litert import rotation
-from gpt_keras.litert.sizes import Sizes, cache_names
+from gpt_keras.litert.sizes import Sizes, cache_names, new_names
 from gpt_keras.model import GPT
 
 Tensor = Any
@@ -91,9 +91,9 @@ class RowForm:
 
     Inputs: `tokens` and `positions` int32 [rows, length]; `mask` float32 [rows, 1, length, length + slots], which is
     added to the scores of the new tokens and of the slots; of those with more than one token `last` float32 [rows, 1,
-    length], a 1 where logits are wanted; and the cache, float32 [rows, heads, slots, head_dim] each. Outputs: `new`
-    float32 [2 * layers, rows, heads, length, head_dim], the tokens' keys and values, and `logits` float32 [rows,
-    vocabulary_size].
+    length], a 1 where logits are wanted; and the cache, float32 [rows, heads, slots, head_dim] each. Outputs:
+    the tokens' keys and values, float32 [rows, heads, length, head_dim] each, by the names of the cache with `new_`
+    before them, and `logits` float32 [rows, vocabulary_size].
     """
 
     halved = False
@@ -129,7 +129,8 @@ class RowForm:
             with kernels.using({"cached_attention": attend}):
                 x, new = model.hidden_states(tokens, positions, cache=cache)
                 logits = model.output_head(tf.matmul(last[0], x) if last else x)
-            return {"new": tf.stack([part for pair in new or [] for part in pair]), "logits": logits[:, 0]}
+            parts = (part for pair in new or [] for part in pair)
+            return {**dict(zip(new_names(config.num_layers), parts, strict=True)), "logits": logits[:, 0]}
 
         return inputs, function
 

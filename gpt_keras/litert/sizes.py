@@ -28,6 +28,11 @@ def cache_names(num_layers: int) -> list[str]:
     return [f"kv_cache_{part}_{layer}" for layer in range(num_layers) for part in "kv"]
 
 
+def new_names(num_layers: int) -> list[str]:
+    """What `RowForm` calls that which is new in a cache."""
+    return [f"new_{name}" for name in cache_names(num_layers)]
+
+
 def row_functions() -> dict[str, Sizes]:
     """All functions of a file of `RowForm`, by name."""
     prompts = {f"prefill_{rows}": Sizes(rows, FREE, FREE) for rows in PROMPTS}

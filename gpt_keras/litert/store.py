@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,6 @@ from gpt_keras.backend import start_backend
 from gpt_keras.config import GPTConfig
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import sweep, whole_folder
-from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.language_model import load, model_files
 from gpt_keras.litert.bundle import text_files
 from gpt_keras.litert.runtime import LiteRTFile
@@ -29,6 +29,9 @@ CACHE = "GPT_KERAS_CACHE"
 """Environment variable: the folder in which LiteRT files are kept, by default ~/.cache/gpt_keras."""
 MOST_BYTES = 1.9e9
 """A LiteRT file holds no more."""
+
+KEPT_DAYS = 30
+"""A file that has not been opened for so long is removed when another is made."""
 
 _NOTED = 10_000_000
 """Bytes above which what a file holds is noted."""
@@ -88,6 +91,8 @@ def obtain(path: str, weights: str, say: Callable[[str], None] | None = None) ->
     """
     folder = place(path, weights)
     if (folder / _FILE).is_file():
+        with contextlib.suppress(OSError):
+            os.utime(folder)
         return folder
     if weights == "float32" and sum(file.stat().st_size for file in model_files(path)) > MOST_BYTES:
         raise InputError(f"{path}: a LiteRT file holds at most 2 GB, and this model is larger")
@@ -99,13 +104,20 @@ def obtain(path: str, weights: str, say: Callable[[str], None] | None = None) ->
     return folder
 
 
-def read(folder: Path) -> tuple[Path, GPTConfig, Tokenizer | None]:
-    """The file in such a folder, the model's configuration, and its tokenizer."""
+def _forget(base: Path) -> None:
+    """Remove what nobody has opened for long; whoever runs it still goes on."""
+    for folder in base.iterdir():
+        if folder.is_dir() and time.time() - folder.stat().st_mtime > KEPT_DAYS * 24 * 3600:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def read(folder: Path) -> tuple[Path, GPTConfig]:
+    """The file in such a folder, and the model's configuration; `Tokenizer.find` gives its tokenizer."""
     try:
         config = GPTConfig(**json.loads((folder / _CONFIG).read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{folder}: damaged; delete it, and it is made anew ({error})") from error
-    return folder / _FILE, config, Tokenizer.find(folder)
+    return folder / _FILE, config
 
 
 def packed(file: Path, folder: Path) -> Path:
@@ -178,6 +190,7 @@ def main() -> None:
             raise InputError(f"LiteRT files need {error.name}: pip install 'gpt_keras[litert]'") from error
         content = row_file(lm.model, weights)
         sweep(folder.parent)
+        _forget(folder.parent)
         with whole_folder(folder) as partial:
             (partial / _FILE).write_bytes(content)
             (partial / _CONFIG).write_text(json.dumps(lm.config.to_dict()) + "\n", "utf-8")

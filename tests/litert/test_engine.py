@@ -41,10 +41,14 @@ def test_a_file_is_made_once_for_what_a_model_holds(folder, config, tokenizer, t
         assert lm.generate(PROMPTS, max_new_tokens=8) == expected
     assert len(said) == 1 and "once" in said[0]
     assert isinstance(load_with(folder, "auto", make=False), engine.FastLanguageModel)
-    assert len(folders(tmp_path)) == 1
+    (made,) = folders(tmp_path)
+    (made.parent / "old").mkdir()
+    for old in folders(tmp_path):
+        os.utime(old, (0, 0))
+    load_with(folder, "auto")
     save_folder(build(config, seed=1), tokenizer, folder)
     other = load_with(folder, "litert", say=said.append)
-    assert len(said) == 2 and len(folders(tmp_path)) == 2
+    assert len(said) == 2 and len(folders(tmp_path)) == 2 and made in folders(tmp_path)
     assert other.generate(PROMPTS, max_new_tokens=8) == gpt_keras.load(folder).generate(PROMPTS, max_new_tokens=8)
     assert other.score("def") == pytest.approx(gpt_keras.load(folder).score("def"))  # by Keras
 

@@ -1,0 +1,81 @@
+"""All benchmarks: their figures into benchmarks/results/, and from there into the documentation.
+
+    python -m benchmarks [NAME ...] [--list] [--write-pages]
+
+Each runs with settings that suit two cores, all of them in half an hour; longer and other ones by its own command.
+NAME runs only these. --write-pages only writes the documentation's tables and pictures anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+import time
+
+from tqdm import tqdm
+
+from benchmarks import pages
+from gpt_keras.data.files import whole_file
+
+SUITE = {
+    "default_run": "default_run",
+    "training": "training --turns 1 --steps 6",
+    "training_gpt2": "training --case gpt2 --turns 1 --steps 4 --systems gpt_keras,torch",
+    "finetuning": "finetuning --quick",
+    "data": "data --quick",
+    "tokenizers": "tokenizers --quick",
+    "generation": "generation --quick --new-tokens 48",
+    "serving": "serving --quick",
+    "edge": "edge smollm2 --quick",
+    "quality": "quality",
+}
+"""Arguments of `python -m benchmarks.` by the names of their results."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--list", action="store_true", help="say what there is")
+    parser.add_argument("--write-pages", action="store_true", help="run nothing")
+    options = parser.parse_args()
+    if unknown := [name for name in options.names if name not in SUITE]:
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(SUITE)}")
+    if options.list:
+        print("\n".join(f"{name}: python -m benchmarks.{arguments}" for name, arguments in SUITE.items()))
+        return
+    failed = []
+    if not options.write_pages:
+        for name in (bar := tqdm(options.names or list(SUITE), unit="benchmark")):
+            bar.set_description(name)
+            if problem := run(name):
+                failed.append(f"{name}: {problem}")
+    pages.write()
+    if failed:
+        sys.exit("\n".join(failed))
+
+
+def run(name: str) -> str:
+    """Run one, and write what it found; else what was wrong."""
+    command = ["-m", *f"benchmarks.{SUITE[name]}".split()]
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, *command, "--json"], capture_output=True, text=True)
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    found = json.loads(done.stdout.splitlines()[-1])
+    record = {
+        "command": "python " + " ".join(command),
+        "date": datetime.date.today().isoformat(),
+        "seconds": round(time.perf_counter() - start),
+        **found,
+    }
+    pages.RESULTS.mkdir(exist_ok=True)
+    with whole_file(pages.RESULTS / f"{name}.json") as partial:
+        partial.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    return ""
+
+
+if __name__ == "__main__":
+    main()
