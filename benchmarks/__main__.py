@@ -26,11 +26,15 @@ SUITE = {
     "training_gpt2": "training --case gpt2 --turns 1 --steps 4 --systems gpt_keras,torch",
     "finetuning": "finetuning --quick",
     "data": "data --quick",
+    "data_beam": "data --beam --quick",
     "tokenizers": "tokenizers --quick",
     "generation": "generation --quick --new-tokens 48",
     "serving": "serving --quick",
     "edge": "edge smollm2 --quick",
+    "agreement": "agreement --quick",
+    "engines": "engines --texts 8 --new-tokens 32 --environments build/engines",
     "quality": "quality",
+    "sizing": "sizing",
 }
 """Arguments of `python -m benchmarks.` by the names of their results."""
 

@@ -104,8 +104,12 @@ def prepare_export(folder: Path) -> None:
     open_export(folder)
 
 
-class _Llama(Session):
-    """llama.cpp through its C interface."""
+class LlamaSession(Session):
+    """llama.cpp through its C interface.
+
+    Attributes:
+        logits: [vocabulary_size], behind what it has read.
+    """
 
     def __init__(self, file: Path) -> None:
         import llama_cpp as llama
@@ -119,9 +123,10 @@ class _Llama(Session):
         settings.n_threads = settings.n_threads_batch = THREADS
         self._context = llama.llama_init_from_model(self._model, settings)
         self._batch = llama.llama_batch_init(ROOM, 0, 1)
-        self._position = self._next = 0
+        self._position = 0
 
-    def _run(self, tokens: Sequence[int]) -> None:
+    def read(self, tokens: Sequence[int]) -> None:
+        """Go on with these tokens."""
         batch = self._batch
         for i, token in enumerate(tokens):
             batch.token[i], batch.pos[i] = token, self._position + i
@@ -131,22 +136,22 @@ class _Llama(Session):
             raise RuntimeError("llama_decode failed")
         self._position += len(tokens)
         logits = self._llama.llama_get_logits_ith(self._context, len(tokens) - 1)
-        self._next = int(np.ctypeslib.as_array(logits, (self._vocabulary_size,)).argmax())
+        self.logits = np.ctypeslib.as_array(logits, (self._vocabulary_size,)).copy()
 
     def prefill(self, prompt: Sequence[int]) -> None:
         self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
         self._position = 0
-        self._run(prompt)
+        self.read(prompt)
 
     def decode(self, steps: int) -> None:
         for _ in range(steps):
-            self._run([self._next])
+            self.read([int(self.logits.argmax())])
 
 
 SYSTEMS = {
     "gpt_keras int8": System(prepare_engine, open_engine, ("ai_edge_litert", "tensorflow")),
     "gpt_keras int8 export": System(prepare_export, open_export, ("ai_edge_litert", "tensorflow")),
     "llama.cpp q8_0": System(
-        convert_llama("q8_0"), lambda folder: _Llama(folder / "q8_0.gguf"), ("llama_cpp", "tensorflow")
+        convert_llama("q8_0"), lambda folder: LlamaSession(folder / "q8_0.gguf"), ("llama_cpp", "tensorflow")
     ),
 }

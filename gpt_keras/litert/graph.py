@@ -193,11 +193,16 @@ def computing_with(
     matrices = {id(v): values[weight_name(i)] for i, v in enumerate(model.weights) if is_kernel(v)}
     others = [(v, values[weight_name(i)]) for i, v in enumerate(model.weights) if not is_kernel(v)]
     before: dict[Any, Tensor] = {}
+    unscaled: set[int] = set()
     if HEAD in values:
         before["head"] = values[HEAD]
         before |= {id(layer.feed_forward.down.base_kernel): values[BLOCK] for layer in model.blocks}
+        unscaled = {id(norm.scale) for norm in rotation.norms(model)}
     names: dict[Any, str] = {id(v): weight_name(i) for i, v in enumerate(model.weights)}
     names["head"] = names[id(_head(model))]
+
+    rest = values.get(REST)
+    rest_of_head = rest if halved and model.config.tie_embeddings else None
 
     def heard(key: Any, x: Tensor) -> None:
         if hear is not None:
@@ -205,7 +210,7 @@ def computing_with(
 
     with (
         keras.StatelessScope(state_mapping=others),
-        kernels.using(_operations(matrices, before, halved, values.get(REST), heard)),
+        kernels.using(_operations(matrices, before, unscaled, halved, rest, rest_of_head, heard)),
     ):
         yield
 
@@ -271,8 +276,10 @@ def is_kernel(variable: Any) -> bool:
 def _operations(
     matrices: dict[int, Tensor],
     before: dict[Any, Tensor],
+    unscaled: Collection[int],
     halved: bool,
     rest: Tensor | None,
+    rest_of_head: Tensor | None,
     hear: Callable[[Any, Tensor], None],
 ) -> dict[str, Callable[..., Any]]:
     """In place of those of `kernels`.
@@ -281,8 +288,10 @@ def _operations(
         matrices: Kernels [out, in] by the `id` of their variables.
         before: By the same, or `head`, a matrix that what they are multiplied with is multiplied with before, part for
             part.
+        unscaled: By the `id` of their variables, scales of norms that are all 1.
         halved: Whether that is given as `_halves`.
         rest: Added to the table of embeddings.
+        rest_of_head: To that of the output head.
         hear: Told what is multiplied, [n, in], with the matrix of a key.
     """
     last: list[Tensor] = []
@@ -313,9 +322,27 @@ def _operations(
         return product if residual is None else residual + product
 
     def project_to_vocabulary(x: Tensor, table: Any) -> Tensor:
-        return multiply(x, table, "head")
+        product = multiply(x, table, "head")
+        return product if rest_of_head is None else product + multiply(x, rest_of_head, "head")
 
-    return {"embed": embed, "linear": linear, "project_to_vocabulary": project_to_vocabulary}
+    def rms_norm(x: Tensor, scale: Any, epsilon: float, with_input: bool = False) -> Any:
+        normed = x * tf.math.rsqrt(tf.reduce_mean(tf.square(x), -1, keepdims=True) + epsilon)
+        normed = normed if id(scale) in unscaled else normed * scale
+        return (x, normed) if with_input else normed
+
+    return {
+        "embed": embed,
+        "linear": linear,
+        "project_to_vocabulary": project_to_vocabulary,
+        "rms_norm": rms_norm,
+        "rotate": _rotate,
+    }
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`kernels.rotate` in fewer operations."""
+    first, second = tf.split(x, 2, -1)
+    return x * tf.concat([cos, cos], -1) + tf.concat([second, first], -1) * tf.concat([-sin, sin], -1)
 
 
 def _halves(x: Tensor) -> Tensor:

@@ -40,6 +40,13 @@ def blocks(width: int) -> np.ndarray:
     return (found / np.sqrt(size)).astype(np.float32)
 
 
+def norms(model: GPT) -> list[Any]:
+    """Those whose scales go into the kernels behind them."""
+    return [norm for block in model.blocks for norm in (block.attention_norm, block.feed_forward_norm)] + [
+        model.final_norm
+    ]
+
+
 def rotated(model: GPT) -> tuple[list[np.ndarray], np.ndarray]:
     """The values of `model.weights`, float32, for a graph that multiplies with `blocks` before each `down` kernel and
     with the matrix that is returned, float32 [hidden_dim, hidden_dim], before the output head's table."""

@@ -18,7 +18,6 @@ import numpy as np
 from gpt_keras import machine
 from gpt_keras.data.errors import InputError
 
-_DONTNEED = 4
 _TYPES = {"float32": np.float32, "int32": np.int32}
 
 
@@ -54,7 +53,6 @@ class LiteRTFile:
         self._compiled = made
         self.functions = frozenset(made.get_signature_list())
         self._inputs: dict[str, _Inputs] = {}
-        _let_go(Path(path))
 
     def shapes(self, function: str) -> dict[str, tuple[int, ...]]:
         """Shapes of its inputs by name, as they are at present where the file leaves sizes free."""
@@ -128,17 +126,6 @@ class Buffer:
         memory = np.ctypeslib.as_array((ctypes.c_uint8 * count).from_address(_address(tensor)))
         self.array = memory.view(_TYPES[dtype]).reshape(shape)
         self.array[...] = 0
-
-
-def _let_go(path: Path) -> None:
-    """Have what was read of a file while it was opened leave memory: what is used of it comes back."""
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        for line in Path("/proc/self/maps").read_text("utf-8", "replace").splitlines():
-            place, access, *_, name = line.split(maxsplit=5)
-            if name == str(path.resolve()) and "w" not in access:
-                start, end = (int(address, 16) for address in place.split("-"))
-                libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)
 
 
 def _address(tensor: Any) -> int:
