@@ -201,16 +201,13 @@ def computing_with(
     names: dict[Any, str] = {id(v): weight_name(i) for i, v in enumerate(model.weights)}
     names["head"] = names[id(_head(model))]
 
-    rest = values.get(REST)
-    rest_of_head = rest if halved and model.config.tie_embeddings else None
-
     def heard(key: Any, x: Tensor) -> None:
         if hear is not None:
             hear(names[key], x)
 
     with (
         keras.StatelessScope(state_mapping=others),
-        kernels.using(_operations(matrices, before, unscaled, halved, rest, rest_of_head, heard)),
+        kernels.using(_operations(matrices, before, unscaled, halved, values.get(REST), heard)),
     ):
         yield
 
@@ -279,7 +276,6 @@ def _operations(
     unscaled: Collection[int],
     halved: bool,
     rest: Tensor | None,
-    rest_of_head: Tensor | None,
     hear: Callable[[Any, Tensor], None],
 ) -> dict[str, Callable[..., Any]]:
     """In place of those of `kernels`.
@@ -291,7 +287,6 @@ def _operations(
         unscaled: By the `id` of their variables, scales of norms that are all 1.
         halved: Whether that is given as `_halves`.
         rest: Added to the table of embeddings.
-        rest_of_head: To that of the output head.
         hear: Told what is multiplied, [n, in], with the matrix of a key.
     """
     last: list[Tensor] = []
@@ -322,8 +317,7 @@ def _operations(
         return product if residual is None else residual + product
 
     def project_to_vocabulary(x: Tensor, table: Any) -> Tensor:
-        product = multiply(x, table, "head")
-        return product if rest_of_head is None else product + multiply(x, rest_of_head, "head")
+        return multiply(x, table, "head")
 
     def rms_norm(x: Tensor, scale: Any, epsilon: float, with_input: bool = False) -> Any:
         normed = x * tf.math.rsqrt(tf.reduce_mean(tf.square(x), -1, keepdims=True) + epsilon)
