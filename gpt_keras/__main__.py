@@ -21,6 +21,7 @@ COMMANDS = {
     "serve": "answer requests, and a page to chat on",
     "corpus": "prepare a large corpus once",
     "tokenizer": "train a tokenizer",
+    "completion": "have a shell complete all this",
 }
 
 

