@@ -140,8 +140,10 @@ print(json.dumps(texts))
 """
 
 
-def test_googles_engine_writes_what_keras_writes(tokenizer, tmp_path):
-    """The bundle, in the engine that phones have, by its own Python package and without ours."""
+@pytest.mark.parametrize("weights", ["float32", "int8", "int4"])
+def test_googles_engine_writes_what_ours_does(weights, tokenizer, tmp_path):
+    """The bundle, in the engine that phones have, by its own Python package and without ours; in float32 it is Keras that
+    writes the same, else the file of the same weights."""
     model = build(GPTConfig(**{**SHAPE, **LLAMA, "tie_embeddings": False, "initializer_range": 0.3}))
     table = np.array(model.output_head.table)
     for token in range(512):  # single bytes are often no text, of which each makes its own
@@ -150,12 +152,18 @@ def test_googles_engine_writes_what_keras_writes(tokenizer, tmp_path):
     model.output_head.table.assign(table)
     save_folder(model, tokenizer, tmp_path / "model")
     bundle = tmp_path / "small.litertlm"
-    done = run("export", tmp_path / "model", "--format", "litertlm", "--output", bundle)
+    done = run("export", tmp_path / "model", "--format", "litertlm", "--weights", weights, "--output", bundle)
     assert done.returncode == 0, done.stderr
     prompts = ["def main(", "import os\n", "x", "for name in names:\n    ", "return len(table)\n\n\ndef ", "é"]
     command = [sys.executable, "-c", ENGINE, bundle, json.dumps(prompts)]
     found = subprocess.run(command, capture_output=True, check=True, cwd=tmp_path)
-    ours = gpt_keras.load(tmp_path / "model", dtype="float32").generate(prompts, max_new_tokens=12)
+    lm = gpt_keras.load(tmp_path / "model", dtype="float32")
+    if weights != "float32":
+        from gpt_keras.exporting.litert import export_litert
+
+        export_litert(lm.model, lm.tokenizer, tmp_path / "small.tflite", weights, SHAPE["context_length"])
+        lm = load_with(tmp_path / "small.tflite")
+    ours = lm.generate(prompts, max_new_tokens=12)
     assert len(set(ours)) > 3 and json.loads(found.stdout.decode().splitlines()[-1]) == ours
 
 
