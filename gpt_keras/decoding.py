@@ -2,7 +2,7 @@
 
 `Decoder` runs `GPT.step` compiled for a handful of shapes: lengths, caches and batches are padded to buckets, and
 `num_compilations` counts those in use. What comes out are logits; choosing from them is `sampling` and `generation`.
-`litert.decoder` is another engine that offers the same.
+It is a `SlotDecoder`, as `litert.decoder` is.
 """
 
 from __future__ import annotations
@@ -60,12 +60,7 @@ class Decoder:
         return len(self._shapes)
 
     def start(self, prompts: Sequence[Sequence[int]], room: int) -> Rows:
-        """Prefill: run the prompts through the model.
-
-        Args:
-            prompts: Token ids of each row, at least one each, at most the context's length.
-            room: How many tokens will follow at most.
-        """
+        """As `RowDecoder.start`."""
         context = self.model.config.context_length
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
         longest = int(lengths.max())
@@ -82,23 +77,18 @@ class Decoder:
         return Rows(self, logits, best, cache, lengths, len(prompts))
 
     def make_cache(self, batch: int, slots: int) -> Any:
-        """An empty cache, in the form that `step` takes."""
+        """As `SlotDecoder.make_cache`, of exactly so many slots."""
         with self.model.computing_in(self._dtype):
             return hold(self.model.make_cache(batch, slots))
 
     def weights_may_have_changed(self) -> None:
-        """Have the next step of one token look whether its copies of the model's weights are still right."""
+        """As `RowDecoder.weights_may_have_changed`."""
         self._following = False
 
     def step(
         self, token_ids: np.ndarray, positions: np.ndarray, select: np.ndarray, cache: Any
     ) -> tuple[tuple[Tensor, Tensor], Any]:
-        """`GPT.step` with a cache.
-
-        Returns:
-            Logits [batch, vocabulary_size] at index `select` of each row with the most probable tokens int32 [batch],
-            and the new cache; the old one must not be used again.
-        """
+        """As `RowDecoder.step`."""
         self._shapes.add((*token_ids.shape, self.slots_of(cache)))
         if token_ids.shape[1] > 1:
             return self._prefill(cache, token_ids, positions, select)
@@ -114,25 +104,25 @@ class Decoder:
 
     @staticmethod
     def batch_size(rows: int) -> int:
-        """How many rows a batch has that holds so many."""
+        """As `RowDecoder.batch_size`: a power of two."""
         return 1 << (rows - 1).bit_length()
 
     @staticmethod
     def slots_of(cache: Any) -> int:
-        """How many tokens of each row fit in."""
+        """As `RowDecoder.slots_of`."""
         return int(cache[0][0].shape[2])
 
     def take(self, logits: Tensor, best: Tensor, cache: Any, index: np.ndarray) -> tuple[Tensor, Tensor, Any]:
-        """The rows of logits, tokens and cache that `index` int32 [rows] names, in that order."""
+        """As `RowDecoder.take`."""
         logits, best, cache = self._take(logits, best, cache, index)
         return logits, best, hold(cache)
 
     def resized(self, cache: Any, index: np.ndarray, slots: int) -> Any:
-        """The rows of a cache that `index` int32 [rows] names, in that order, with so many slots."""
+        """As `SlotDecoder.resized`."""
         return hold([tuple(_resized(buffer, index, slots) for buffer in pair) for pair in cache])
 
     def insert(self, cache: Any, other: Any, row: int, slot: int) -> Any:
-        """A cache with a row of another one, as far as it goes, in place of its row `slot`, in the same memory."""
+        """As `SlotDecoder.insert`."""
         return self._insert(cache, other, np.int32(row), np.int32(slot))
 
 

@@ -22,8 +22,9 @@ from gpt_keras.compilation import compile_function
 from gpt_keras.continuation import Completion, Continuation, StoppingStream
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.tokenizer import Tokenizer
-from gpt_keras.decoding import Decoder, Rows, bucket
+from gpt_keras.decoding import Decoder, bucket
 from gpt_keras.model import GPT
+from gpt_keras.rows import RowDecoder, Rows
 from gpt_keras.sampling_options import DEFAULT_NEW_TOKENS, SamplingOptions
 
 
@@ -42,11 +43,12 @@ class Generator:
         model: GPT | None,
         tokenizer: Tokenizer | None,
         end_ids: frozenset[int] | None = None,
-        decoder: Any = None,
+        decoder: RowDecoder | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.end_ids = end_ids if end_ids is not None else tokenizer.end_ids if tokenizer else frozenset()
-        self.decoder: Any = Decoder(model) if model is not None else decoder
+        found: Any = Decoder(model) if model is not None else decoder  # also a `SlotDecoder` where slots are used
+        self.decoder = found
         self.config = self.decoder.config
         self._choosers: dict[tuple[str, ...], Callable[..., Any]] = {}
 

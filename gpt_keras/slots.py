@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from gpt_keras.rows import SlotDecoder
+
 Tensor = Any
 
 PIECE = 256
@@ -39,7 +41,7 @@ class Prefill:
     """Prompts on their way through the model.
 
     Args:
-        decoder: Of the model, `decoding.Decoder` say.
+        decoder: Of the model.
         prompts: Token ids, of one prompt or of some that `groups` has put together.
 
     Attributes:
@@ -48,7 +50,7 @@ class Prefill:
         cache: Keys and values of the prompts.
     """
 
-    def __init__(self, decoder: Any, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(self, decoder: SlotDecoder, prompts: Sequence[Sequence[int]]) -> None:
         self._decoder, self._prompts = decoder, prompts
         self._longest = max(map(len, prompts))
         self.batch_size = _batch_size(len(prompts))
@@ -105,7 +107,7 @@ class Slots:
         lengths: int32 [count], tokens that are in each; 0 in a free one.
     """
 
-    def __init__(self, decoder: Any, most: int) -> None:
+    def __init__(self, decoder: SlotDecoder, most: int) -> None:
         self._decoder, self.most = decoder, most
         self.count = self.length = 0
         self.lengths = np.zeros(0, np.int32)

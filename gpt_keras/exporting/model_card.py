@@ -7,13 +7,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gpt_keras import __version__, machine
 from gpt_keras.data.files import whole_file
 from gpt_keras.model import GPT
+from gpt_keras.rows import RowDecoder
 
 _ROWS, _LENGTH = 4, 128
 
@@ -41,11 +41,11 @@ class Figures:
     reference: float
 
 
-def measure(decoder: Any, model: GPT) -> Figures:
+def measure(decoder: RowDecoder, model: GPT) -> Figures:
     """Let the file write, and Keras read it.
 
     Args:
-        decoder: Of the file, `litert.contract.ContractDecoder`.
+        decoder: Of the file.
         model: The model that the file was made of.
     """
     random, length = np.random.default_rng(0), min(_LENGTH, decoder.config.context_length)

@@ -70,7 +70,7 @@ class ContractDecoder:
         return [_Row(*pair) for pair in both]
 
     def start(self, prompts: Sequence[Sequence[int]], room: int) -> Rows:
-        """As `Decoder.start`."""
+        """As `RowDecoder.start`."""
         cache, logits = self.make_cache(len(prompts), 0), []
         for prompt, row in zip(prompts, cache, strict=True):
             place = 0
@@ -89,7 +89,7 @@ class ContractDecoder:
         return Rows(self, found, found.argmax(-1).astype(np.int32), cache, lengths, len(prompts))
 
     def step(self, token_ids: Any, positions: np.ndarray, select: np.ndarray, cache: Cache) -> Any:
-        """As `Decoder.step`, of one token for each row."""
+        """As `RowDecoder.step`, of one token for each row."""
         rows = zip(np.asarray(token_ids), positions, cache, strict=True)
         logits = np.stack([self._run(row, tokens, int(place[0]), "decode") for tokens, place, row in rows])
         return (logits, logits.argmax(-1).astype(np.int32)), cache
@@ -110,7 +110,7 @@ class ContractDecoder:
         return self._logits["logits"].array.reshape(-1).copy()
 
     def take(self, logits: np.ndarray, best: np.ndarray, cache: Cache, index: np.ndarray) -> Any:
-        """As `Decoder.take`."""
+        """As `RowDecoder.take`."""
         found = self.make_cache(len(index), 0)
         for row, source in zip(found, index, strict=True):
             for name in self._names:

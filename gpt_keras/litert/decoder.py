@@ -64,7 +64,7 @@ class LiteRTDecoder:
         """They do not."""
 
     def start(self, prompts: Sequence[Sequence[int]], room: int) -> Rows:
-        """As `Decoder.start`."""
+        """As `RowDecoder.start`."""
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
         slots = int(lengths.max()) + room
         cache: Cache | None = None
@@ -94,7 +94,7 @@ class LiteRTDecoder:
         return cache.slots
 
     def make_cache(self, batch: int, slots: int) -> Cache:
-        """An empty one for so many rows of at least so many tokens, or the context's length."""
+        """As `SlotDecoder.make_cache`."""
         return Cache(batch, self._rounded(slots))
 
     def _rounded(self, slots: int) -> int:
@@ -112,7 +112,7 @@ class LiteRTDecoder:
     def step(
         self, token_ids: np.ndarray, positions: np.ndarray, select: np.ndarray, cache: Cache
     ) -> tuple[tuple[np.ndarray, np.ndarray], Cache]:
-        """As `Decoder.step`.
+        """As `RowDecoder.step`.
 
         The positions of a row follow each other. Several tokens begin at the same one in all rows, and what the cache
         held beyond is forgotten.
@@ -192,17 +192,17 @@ class LiteRTDecoder:
     def take(
         self, logits: np.ndarray, best: np.ndarray, cache: Cache, index: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, Cache]:
-        """As `Decoder.take`."""
+        """As `RowDecoder.take`."""
         return logits[index], best[index], self.resized(cache, index, cache.slots)
 
     def resized(self, cache: Cache, index: np.ndarray, slots: int) -> Cache:
-        """As `Decoder.resized`."""
+        """As `SlotDecoder.resized`."""
         slots = self._rounded(slots)
         made = {name: self._copied(name, buffer.array, index, slots) for name, buffer in self._buffers(cache).items()}
         return Cache(len(index), slots, made)
 
     def insert(self, cache: Cache, other: Cache, row: int, slot: int) -> Cache:
-        """As `Decoder.insert`."""
+        """As `SlotDecoder.insert`."""
         for name, buffer in self._buffers(cache).items():
             values = other.buffers[name].array[row]
             width = min(cache.slots, other.slots)

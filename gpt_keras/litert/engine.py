@@ -19,6 +19,7 @@ from gpt_keras.litert.contract import ContractDecoder
 from gpt_keras.litert.decoder import LiteRTDecoder
 from gpt_keras.litert.runtime import LiteRTFile
 from gpt_keras.litert.worker import WorkerDecoder
+from gpt_keras.rows import RowDecoder
 
 Engine = Literal["auto", "keras", "litert", "litert-int8"]
 """What runs a model: Keras, or LiteRT with weights in float32 or int8."""
@@ -36,7 +37,7 @@ class FastLanguageModel(LanguageModel):
         decoder: Runs it.
     """
 
-    def __init__(self, path: str, config: GPTConfig, tokenizer: Tokenizer | None, decoder: Any) -> None:
+    def __init__(self, path: str, config: GPTConfig, tokenizer: Tokenizer | None, decoder: RowDecoder) -> None:
         self._path, self._config = path, config
         self.tokenizer, self.decoder = tokenizer, decoder
 

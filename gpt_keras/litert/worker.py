@@ -120,7 +120,7 @@ class WorkerDecoder:
         return result
 
     def start(self, prompts: Sequence[Sequence[int]], room: int) -> Rows:
-        """As `Decoder.start`."""
+        """As `RowDecoder.start`."""
         number, slots, logits, best, lengths = self.call("start", [list(prompt) for prompt in prompts], room)
         return Rows(self, logits, best, self._handle(number, slots), lengths, len(prompts))
 
@@ -133,24 +133,24 @@ class WorkerDecoder:
         return cache.slots
 
     def make_cache(self, batch: int, slots: int) -> _Handle:
-        """As `LiteRTDecoder.make_cache`."""
+        """As `SlotDecoder.make_cache`."""
         return self._handle(*self.call("make_cache", batch, slots))
 
     def step(self, token_ids: Any, positions: np.ndarray, select: np.ndarray, cache: _Handle) -> Any:
-        """As `Decoder.step`."""
+        """As `RowDecoder.step`."""
         number, best = self.call("step", np.asarray(token_ids), positions, select, self.number_of(cache))
         return (_Logits(self, number), best), cache
 
     def take(self, logits: Any, best: np.ndarray, cache: _Handle, index: np.ndarray) -> Any:
-        """As `Decoder.take`."""
+        """As `RowDecoder.take`."""
         return np.asarray(logits)[index], best[index], self.resized(cache, index, cache.slots)
 
     def resized(self, cache: _Handle, index: np.ndarray, slots: int) -> _Handle:
-        """As `Decoder.resized`."""
+        """As `SlotDecoder.resized`."""
         return self._handle(*self.call("resized", self.number_of(cache), index, slots))
 
     def insert(self, cache: _Handle, other: _Handle, row: int, slot: int) -> _Handle:
-        """As `Decoder.insert`."""
+        """As `SlotDecoder.insert`."""
         self.call("insert", self.number_of(cache), self.number_of(other), row, slot)
         return cache
 
