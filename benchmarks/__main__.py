@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -23,12 +24,12 @@ from gpt_keras.data.files import whole_file
 SUITE = {
     "default_run": "default_run",
     "training": "training --turns 1 --steps 6",
-    "training_gpt2": "training --case gpt2 --turns 1 --steps 4 --systems gpt_keras,torch",
+    "training_gpt2": "training --case gpt2 --quick --systems 'gpt_keras tensorflow auto,torch compile bf'",
     "finetuning": "finetuning --quick",
     "data": "data --quick",
     "data_beam": "data --beam --quick",
     "tokenizers": "tokenizers --quick",
-    "generation": "generation --quick --new-tokens 48",
+    "generation": "generation --quick --new-tokens 32",
     "serving": "serving --quick",
     "edge": "edge smollm2 --quick",
     "agreement": "agreement --quick",
@@ -63,14 +64,14 @@ def main() -> None:
 
 def run(name: str) -> str:
     """Run one, and write what it found; else what was wrong."""
-    command = ["-m", *f"benchmarks.{SUITE[name]}".split()]
+    command = ["-m", *shlex.split(f"benchmarks.{SUITE[name]}")]
     start = time.perf_counter()
     done = subprocess.run([sys.executable, *command, "--json"], capture_output=True, text=True)
     if done.returncode:
         return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     found = json.loads(done.stdout.splitlines()[-1])
     record = {
-        "command": "python " + " ".join(command),
+        "command": "python " + shlex.join(command),
         "date": datetime.date.today().isoformat(),
         "seconds": round(time.perf_counter() - start),
         **found,
