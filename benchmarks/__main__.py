@@ -69,7 +69,10 @@ def run(name: str) -> str:
     done = subprocess.run([sys.executable, *command, "--json"], capture_output=True, text=True)
     if done.returncode:
         return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    found = json.loads(done.stdout.splitlines()[-1])
+    try:
+        found = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        return "its last line is no JSON"
     record = {
         "command": "python " + shlex.join(command),
         "date": datetime.date.today().isoformat(),

@@ -1,6 +1,6 @@
 """How well models in 8 and 4 bits agree with the same model in float32, beside others' ways of rounding.
 
-    python -m benchmarks.agreement [MODEL] [--text FILE] [--rows 16] [--systems PART ...] [--quick] [--json]
+    python -m benchmarks.agreement [MODEL] [--text FILE] [--rows 32] [--systems PART ...] [--quick] [--json]
 
 Every system reads rows of 128 tokens of a text (by default the Python that runs this), one token after another, in a
 process of its own. "same token" is in how many places its most probable next token is that of Keras in float32,
@@ -66,6 +66,8 @@ def main() -> None:
     report.print_table(rows)
     if options.json:
         report.print_json("agreement", results, ("tensorflow", "ai-edge-litert", "llama-cpp-python"))
+    if any(row[1].startswith("failed") for row in rows):
+        sys.exit(1)
 
 
 def write(model: str, source: str, rows: int, folder: Path) -> int:
@@ -84,8 +86,8 @@ def write(model: str, source: str, rows: int, folder: Path) -> int:
     if not token_ids:
         sys.exit(f"{source}: less than {LENGTH} tokens")
     texts = np.array(token_ids[: rows * LENGTH], np.int32).reshape(-1, LENGTH)
-    logits = np.stack([np.asarray(lm.model(row[None]))[0] for row in texts])
-    np.savez(folder / "texts.npz", texts=texts, best=logits.argmax(-1), chances=_chances(logits, texts))
+    best, chances = _judged(texts, lambda row: np.asarray(lm.model(np.array([row], np.int32)))[0])
+    np.savez(folder / "texts.npz", texts=texts, best=best, chances=chances)
     return int(texts.size)
 
 
@@ -93,18 +95,22 @@ def measure(name: str, folder: Path) -> tuple[float, float, float]:
     """Percent of places with the same token, how many percent the perplexity is higher, and the file's megabytes."""
     held = np.load(folder / "texts.npz")
     read, file = SYSTEMS[name](folder)
-    logits = np.stack([read(row.tolist()) for row in held["texts"]])
-    same = float((logits.argmax(-1) == held["best"]).mean())
-    more = float(np.exp(held["chances"].mean() - _chances(logits, held["texts"]).mean()) - 1)
+    best, chances = _judged(held["texts"], read)
+    same = float((best == held["best"]).mean())
+    more = float(np.exp(held["chances"].mean() - chances.mean()) - 1)
     return 100 * same, 100 * more, file.stat().st_size / 1e6
 
 
-def _chances(logits: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """Log probabilities of each row's tokens but the first."""
-    shifted = logits[:, :-1].astype(np.float64)
-    shifted -= shifted.max(-1, keepdims=True)
-    chosen = np.take_along_axis(shifted, texts[:, 1:, None], -1)[..., 0]
-    return chosen - np.log(np.exp(shifted).sum(-1))
+def _judged(texts: np.ndarray, read: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """The most probable next tokens in all places, and the log probabilities of those that there are."""
+    best, chances = [], []
+    for row in texts:
+        logits = read(row.tolist())
+        best.append(logits.argmax(-1))
+        shifted = logits[:-1].astype(np.float64)
+        shifted -= shifted.max(-1, keepdims=True)
+        chances.append(shifted[np.arange(len(row) - 1), row[1:]] - np.log(np.exp(shifted).sum(-1)))
+    return np.stack(best), np.stack(chances)
 
 
 # === Systems ===

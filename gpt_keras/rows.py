@@ -56,7 +56,8 @@ class RowDecoder(Protocol):
             token_ids: int32 [batch, length].
             positions: int32 [batch, length], their places, which follow each other in every row.
             select: int32 [batch], the token of each row behind which logits are wanted.
-            cache: Holds what is before.
+            cache: Holds what is before. Several tokens begin at the same place in all rows, and the cache then holds
+                what is before them and them, until rows of it are inserted elsewhere or it is resized.
 
         Returns:
             Logits [batch, vocabulary_size] with the most probable tokens int32 [batch], and the new cache; the old one

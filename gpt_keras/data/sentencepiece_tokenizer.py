@@ -195,6 +195,21 @@ def _check(text: str) -> None:
     check_unicode(text)
 
 
+class SmallCorpusError(InputError):
+    """The text bears fewer pieces than were asked for.
+
+    Attributes:
+        most: How many it bears.
+    """
+
+    def __init__(self, vocabulary_size: int, most: int) -> None:
+        super().__init__(
+            f"the corpus is too small for a vocabulary of {vocabulary_size}: it bears at most {most}; "
+            f"set --vocabulary-size {most} or less, or use more text"
+        )
+        self.most = most
+
+
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int, model_type: str = "bpe") -> SentencePieceTokenizer:
     """Train SentencePiece on `texts`.
 
@@ -206,8 +221,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, model_type: str 
         model_type: `bpe` or `unigram`.
 
     Raises:
-        InputError: The text is too small or too uniform for that many pieces (the message says how many it bears), or
-            the number is below what bytes and special pieces need.
+        SmallCorpusError: The text is too small or too uniform for that many pieces.
+        InputError: The number is below what bytes and special pieces need, or there is no text.
     """
     with tempfile.TemporaryDirectory() as folder:
         lines = Path(folder) / "text"
@@ -239,7 +254,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, model_type: str 
         # In a session of its own the terminal's Ctrl-C reaches only this process, which then ends that one.
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, start_new_session=True)
         if done.returncode:
-            raise InputError(_explain(done.stderr, vocabulary_size))
+            raise _explained(done.stderr, vocabulary_size)
         return SentencePieceTokenizer((Path(folder) / "model").read_bytes())
 
 
@@ -271,14 +286,13 @@ def _code_points(text: str) -> str:
     return " ".join(f"{ord(character):04X}" for character in text)
 
 
-def _explain(message: str, vocabulary_size: int) -> str:
+def _explained(message: str, vocabulary_size: int) -> InputError:
     found = re.search(r"<= (\d+)", message)
     if found:
-        return (
-            f"the corpus is too small for a vocabulary of {vocabulary_size}: it bears at most {found[1]}; "
-            f"set --vocabulary-size {found[1]} or less, or use more text"
-        )
+        return SmallCorpusError(vocabulary_size, int(found[1]))
     found = re.search(r"(\d+) > (\d+)|smaller than required_chars\. \d+ vs (\d+)", message)
     if "required_chars" in message or "vocab_size" in message or found:
-        return f"a vocabulary of {vocabulary_size} is too small for the bytes and special pieces; use at least 512"
-    return f"SentencePiece could not train: {' '.join(message.split())}"
+        return InputError(
+            f"a vocabulary of {vocabulary_size} is too small for the bytes and special pieces; use at least 512"
+        )
+    return InputError(f"SentencePiece could not train: {' '.join(message.split())}")

@@ -195,9 +195,10 @@ def _add_function(
             if shape is not None:
                 operator.builtinOptions.newShape = np.array([number(int(n)) for n in shape], np.int32)
         if code.builtinCode == schema.BuiltinOperator.STRIDED_SLICE:
-            ends = model.buffers[graph.tensors[int(operator.inputs[2])].buffer].data.view(np.int32)
-            for axis in np.flatnonzero(ends == FREE):  # up to the end
-                operator.builtinOptions.endMask |= 1 << int(axis)
+            ends = source.buffers[source.subgraphs[0].tensors[int(operator.inputs[2])].buffer].data
+            for axis, end in enumerate(np.asarray(ends, np.uint8).view(np.int32)):
+                if end > 0 and number(int(end)) == FREE:  # up to the end
+                    operator.builtinOptions.endMask |= 1 << axis
         if code.builtinCode == schema.BuiltinOperator.GATHER and int(operator.inputs[0]) in tables:
             code = _look_up(graph, operator) or code
         operator.opcodeIndex = _operator_code(model, code)

@@ -65,19 +65,22 @@ class LiteRTDecoder:
 
     def start(self, prompts: Sequence[Sequence[int]], room: int) -> Rows:
         """As `RowDecoder.start`."""
-        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+        batch = self.batch_size(len(prompts))
+        lengths = np.ones(batch, np.int32)
+        lengths[: len(prompts)] = [len(prompt) for prompt in prompts]
         slots = int(lengths.max()) + room
         cache: Cache | None = None
-        logits = np.zeros((len(prompts), self.config.vocabulary_size), np.float32)
+        logits = np.zeros((batch, self.config.vocabulary_size), np.float32)
         for group in groups(prompts):
             prefill = Prefill(self, [prompts[i] for i in group])
             while not prefill.done:
                 prefill.step()
             if len(group) == len(prompts):
-                cache = prefill.cache
-                self._move(cache, np.argsort(group), self._rounded(slots))
+                cache, index = prefill.cache, np.zeros(batch, np.int64)
+                index[: len(group)] = np.argsort(group)
+                self._move(cache, index, self._rounded(slots))
             else:
-                cache = cache or self.make_cache(len(prompts), slots)
+                cache = cache or self.make_cache(batch, slots)
                 for row, slot in enumerate(group):
                     self.insert(cache, prefill.cache, row, slot)
             logits[group] = prefill.logits[: len(group)]
@@ -85,8 +88,9 @@ class LiteRTDecoder:
 
     @staticmethod
     def batch_size(rows: int) -> int:
-        """How many rows a batch has that holds so many."""
-        return rows
+        """As `RowDecoder.batch_size`. Any number would do; but what chooses tokens is compiled for each."""
+        multiple = 1 if rows <= 4 else 4 if rows <= 16 else 16
+        return -(-rows // multiple) * multiple
 
     @staticmethod
     def slots_of(cache: Cache) -> int:
@@ -112,11 +116,7 @@ class LiteRTDecoder:
     def step(
         self, token_ids: np.ndarray, positions: np.ndarray, select: np.ndarray, cache: Cache
     ) -> tuple[tuple[np.ndarray, np.ndarray], Cache]:
-        """As `RowDecoder.step`.
-
-        The positions of a row follow each other. Several tokens begin at the same one in all rows, and what the cache
-        held beyond is forgotten.
-        """
+        """As `RowDecoder.step`."""
         starts, token_ids = positions[:, 0], np.asarray(token_ids)
         if token_ids.shape[1] == 1 and starts.max() < cache.slots:
             memory = self._run("decode", token_ids, starts, select, cache)
@@ -125,6 +125,7 @@ class LiteRTDecoder:
                 cache.buffers[name].array[every, :, starts] = memory.outputs[new].array[:, :, 0]
         else:
             start, width = int(starts[0]), int(select.max()) + 1  # what follows only fills up
+            assert (starts == start).all() and start <= cache.slots
             if start != cache.slots:
                 self._move(cache, np.arange(cache.rows), start)
             function = f"prefill_{cache.rows}"

@@ -123,21 +123,35 @@ class Buffer:
     def __init__(self, tensor: Any, shape: tuple[int, ...], dtype: str) -> None:
         self.tensor = tensor
         count = int(np.prod(shape)) * 4
+        if (there := _size(tensor)) < count:
+            raise RuntimeError(f"LiteRT has {there} bytes for a tensor of {shape}")
         memory = np.ctypeslib.as_array((ctypes.c_uint8 * count).from_address(_address(tensor)))
         self.array = memory.view(_TYPES[dtype]).reshape(shape)
         self.array[...] = 0
 
 
-def _address(tensor: Any) -> int:
-    """Where the memory of a tensor is: LiteRT's Python reads and writes it only by copies, its C interface tells."""
+def _size(tensor: Any) -> int:
+    """How many bytes a tensor has."""
+    found = ctypes.c_size_t()
+    get = _library().LiteRtGetTensorBufferSize
+    get.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t)]
+    return found.value if get(_pointer(tensor), ctypes.byref(found)) == 0 else 0
+
+
+def _pointer(tensor: Any) -> Any:
     capsule = tensor.capsule
     pointer, name = ctypes.pythonapi.PyCapsule_GetPointer, ctypes.pythonapi.PyCapsule_GetName
     pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     name.restype, name.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    return pointer(capsule, name(capsule))
+
+
+def _address(tensor: Any) -> int:
+    """Where the memory of a tensor is: LiteRT's Python reads and writes it only by copies, its C interface tells."""
     found = ctypes.c_void_p()
     get = _library().LiteRtGetTensorBufferHostMemory
     get.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)]
-    status = get(pointer(capsule, name(capsule)), ctypes.byref(found))
+    status = get(_pointer(tensor), ctypes.byref(found))
     if status != 0 or not found.value:
         raise RuntimeError(f"LiteRT keeps a tensor where it cannot be seen (status {status})")
     return found.value

@@ -90,9 +90,8 @@ def obtain(path: str, weights: str, say: Callable[[str], None] | None = None) ->
         InputError: It cannot be.
     """
     folder = place(path, weights)
+    _hold(folder)
     if (folder / _FILE).is_file():
-        with contextlib.suppress(OSError):
-            os.utime(folder)
         return folder
     if weights == "float32" and sum(file.stat().st_size for file in model_files(path)) > MOST_BYTES:
         raise InputError(f"{path}: a LiteRT file holds at most 2 GB, and this model is larger")
@@ -104,11 +103,32 @@ def obtain(path: str, weights: str, say: Callable[[str], None] | None = None) ->
     return folder
 
 
+_held: list[Any] = []
+
+
+def _hold(folder: Path) -> None:
+    """While this process lives the folder stays, and from now on again for `KEPT_DAYS`."""
+    import fcntl
+
+    with contextlib.suppress(OSError):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        used = open(folder.with_name(f"{folder.name}.used"), "w")  # noqa: SIM115
+        fcntl.flock(used, fcntl.LOCK_SH)
+        _held.append(used)
+        os.utime(folder)
+
+
 def _forget(base: Path) -> None:
-    """Remove what nobody has opened for long; whoever runs it still goes on."""
+    """Remove what nobody has opened for long, and nobody has open."""
+    import fcntl
+
     for folder in base.iterdir():
-        if folder.is_dir() and time.time() - folder.stat().st_mtime > KEPT_DAYS * 24 * 3600:
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            if not folder.is_dir() or time.time() - folder.stat().st_mtime < KEPT_DAYS * 24 * 3600:
+                continue
+            with open(folder.with_name(f"{folder.name}.used"), "w") as used:
+                fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
 
 
 def read(folder: Path) -> tuple[Path, GPTConfig]:
@@ -126,6 +146,7 @@ def packed(file: Path, folder: Path) -> Path:
     Whoever runs the file maps it, so that it is never written where it is.
     """
     found = folder / _packed_name()
+    _hold(folder)
     if not found.is_file():
         with _alone(folder):
             if not found.is_file():

@@ -131,7 +131,7 @@ class TrainOptions(LoopOptions):
         text_key: Field of JSON records that holds the text.
         validation: What to hold out: auto, a fraction of the bytes such as 0.05, or tail:0.1.
         tokenizer: A tokenizer.model to use instead of training one on the data.
-        vocabulary_size: Pieces of the tokenizer; the preset's number by default.
+        vocabulary_size: Pieces of the tokenizer; the preset's number by default, or as many as the text bears.
         depth: One dial instead of a shape and a budget: so many layers, and width, heads, context, batch, learning
             rate and steps by published rules (gpt_keras.training.scaling), each unless it is given.
         preset: The model's shape, by name (gpt_keras.config.PRESETS).

@@ -23,6 +23,7 @@ from gpt_keras.data.files import readable
 from gpt_keras.data.mixture import Mixture
 from gpt_keras.data.preparation import PreparationOptions, prepare, split_and_train_tokenizer
 from gpt_keras.data.pretraining import Batches
+from gpt_keras.data.sentencepiece_tokenizer import SmallCorpusError
 from gpt_keras.data.shards import Corpus
 from gpt_keras.data.sources import open_source, parse_weight
 from gpt_keras.data.tokenizer import Tokenizer
@@ -228,9 +229,15 @@ def _tokenizer(options: TrainOptions, console: Console, seconds: dict[str, float
     if options.tokenizer is not None:
         return Tokenizer.load(options.tokenizer)
     start = time.perf_counter()
-    size = options.model_config().vocabulary_size
+    size, note = options.model_config().vocabulary_size, ""
     with console.status("training the tokenizer") if console.is_terminal else contextlib.nullcontext():
-        tokenizer = split_and_train_tokenizer(options.data, size, _preparation(options)).tokenizer
+        try:
+            tokenizer = split_and_train_tokenizer(options.data, size, _preparation(options)).tokenizer
+        except SmallCorpusError as error:
+            if options.vocabulary_size is not None:
+                raise
+            size, note = error.most, ", as many as so little text bears"
+            tokenizer = split_and_train_tokenizer(options.data, size, _preparation(options)).tokenizer
     seconds["tokenizer"] = round(time.perf_counter() - start, 1)
-    say(console, f"tokenizer   SentencePiece, {size:,} pieces, trained in {seconds['tokenizer']:.0f} s")
+    say(console, f"tokenizer   SentencePiece, {size:,} pieces{note}, trained in {seconds['tokenizer']:.0f} s")
     return tokenizer

@@ -51,7 +51,7 @@ def prompts(lengths):
 
 
 def lengths_for(config):
-    return [1, 2, 7, 16, 17, 31, 33, 40] + [70, 130, 258, 390] * (config.context_length == CONTEXT)
+    return [1, 2, 7, 16, 17, 31, 33, 40] + [70, 130, 257, 258, 390] * (config.context_length == CONTEXT)
 
 
 def test_texts_of_mixed_lengths_are_kerass(pair):

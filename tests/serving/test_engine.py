@@ -17,10 +17,19 @@ CONTEXT = 700
 SHAPE = {"vocabulary_size": 96, "num_layers": 2, "hidden_dim": 32, "num_heads": 4, "context_length": CONTEXT}
 
 
-@pytest.fixture(scope="module", params=["learned", "rotary"])
-def generator(request):
+@pytest.fixture(scope="module", params=["learned", "rotary", pytest.param("litert", marks=pytest.mark.tensorflow)])
+def generator(request, tmp_path_factory):
     style = {"position": "learned"} if request.param == "learned" else {"position": "rotary", "num_key_value_heads": 2}
-    return Generator(build(GPTConfig(**SHAPE, **style)), None, frozenset({7}))
+    model = build(GPTConfig(**SHAPE, **style))
+    if request.param != "litert":
+        return Generator(model, None, frozenset({7}))
+    from gpt_keras.litert.conversion import row_file
+    from gpt_keras.litert.decoder import LiteRTDecoder
+    from gpt_keras.litert.runtime import LiteRTFile
+
+    file = tmp_path_factory.mktemp("litert") / "model.tflite"
+    file.write_bytes(row_file(model, "float32"))
+    return Generator(None, None, frozenset({7}), LiteRTDecoder(LiteRTFile(file), model.config))
 
 
 @pytest.fixture

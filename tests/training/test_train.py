@@ -237,6 +237,16 @@ def test_prepared_corpora_are_mixed(corpus, tokenizer, tmp_path):
     assert other.returncode == 2 and "was begun with --data" in other.stderr
 
 
+def test_little_text_makes_a_small_vocabulary(tmp_path):
+    """As it is where none was asked for; a number that was is an error, see `BAD`."""
+    text = write(tmp_path, "small.txt", "\n\n".join(program(i) for i in range(12)).encode())
+    done = train("--data", text, "--preset", "nano", "--context-length", 32, "--batch-size", 2, "--steps", 2,
+                 "--run-dir", tmp_path / "run", "--export-dir", "null", "--json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    pieces = gpt_keras.load(tmp_path / "run" / "model").config.vocabulary_size
+    assert pieces < 1024 and f"{pieces:,} pieces, as many as so little text bears" in done.stderr + done.stdout
+
+
 @pytest.mark.slow
 def test_restart_keeps_the_old_run_beside_the_new_one(source, tmp_path):
     arguments = ["--data", source, *SMALL, "--run-dir", tmp_path / "run", "--export-dir", "null", "--steps", 2]
