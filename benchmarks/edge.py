@@ -117,7 +117,7 @@ def write(model: str, folder: Path) -> int:
 
 def measure(system: System, folder: Path, contexts: list[int]) -> dict[str, float]:
     """Figures of one system, in this process."""
-    for module in ("gpt_keras.litert.engine", system.needs[0]):  # which are not to be measured
+    for module in ("gpt_keras.litert.engine", *system.imports):  # which are not to be measured
         importlib.import_module(module)
     before = resident_memory("VmRSS")
     start = time.perf_counter()

@@ -43,12 +43,14 @@ class System:
     Attributes:
         prepare: Converts the model folder, once, in a process of its own.
         open: From the model folder to a session.
-        needs: Keys of `generation_systems.PACKAGES`, or modules; to open it takes the first.
+        needs: Keys of `generation_systems.PACKAGES`, or modules.
+        imports: Modules that opening imports.
     """
 
     prepare: Callable[[Path], None]
     open: Callable[[Path], Session]
     needs: tuple[str, ...]
+    imports: tuple[str, ...]
 
     @property
     def missing(self) -> list[str]:
@@ -148,10 +150,15 @@ class LlamaSession(Session):
             self.read([int(self.logits.argmax())])
 
 
+_LITERT = ("ai_edge_litert.compiled_model", "ai_edge_litert.options")
+
 SYSTEMS = {
-    "gpt_keras int8": System(prepare_engine, open_engine, ("ai_edge_litert", "tensorflow")),
-    "gpt_keras int8 export": System(prepare_export, open_export, ("ai_edge_litert", "tensorflow")),
+    "gpt_keras int8": System(prepare_engine, open_engine, ("ai_edge_litert", "tensorflow"), _LITERT),
+    "gpt_keras int8 export": System(prepare_export, open_export, ("ai_edge_litert", "tensorflow"), _LITERT),
     "llama.cpp q8_0": System(
-        convert_llama("q8_0"), lambda folder: LlamaSession(folder / "q8_0.gguf"), ("llama_cpp", "tensorflow")
+        convert_llama("q8_0"),
+        lambda folder: LlamaSession(folder / "q8_0.gguf"),
+        ("llama_cpp", "tensorflow"),
+        ("llama_cpp",),
     ),
 }

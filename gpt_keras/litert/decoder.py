@@ -130,8 +130,7 @@ class LiteRTDecoder:
                 self._move(cache, np.arange(cache.rows), start)
             function = f"prefill_{cache.rows}"
             memory = self._run(function, token_ids[:, :width], starts, select, cache)
-            if not start:
-                del self._memory[function]  # what it wrote becomes the cache
+            del self._memory[function]  # what it wrote becomes the cache
             self._append(cache, memory)
         logits = memory.outputs["logits"].array.copy()
         return (logits, _best(logits)), cache
@@ -168,12 +167,12 @@ class LiteRTDecoder:
         """What is new behind the other slots."""
         slots, length = cache.slots, memory.sizes.length
         for name, new in self._names.items():
+            buffer = memory.outputs.pop(new)
             if slots:
-                buffer = self._layer(name, cache.rows, slots + length)
-                buffer.array[:, :, :slots] = cache.buffers[name].array
-                buffer.array[:, :, slots:] = memory.outputs[new].array
-            else:
-                buffer = memory.outputs[new]
+                longer = self._layer(name, cache.rows, slots + length)
+                longer.array[:, :, :slots] = cache.buffers[name].array
+                longer.array[:, :, slots:] = buffer.array
+                buffer = longer
             cache.buffers[name] = buffer
         cache.slots += length
 
