@@ -1,9 +1,9 @@
 """All benchmarks: their figures into benchmarks/results/, and from there into the documentation.
 
-    python -m benchmarks [NAME ...] [--list] [--write-pages]
+    python -m benchmarks [NAME ...] [--all] [--list] [--write-pages]
 
-Each runs with settings that suit two cores, all of them in half an hour; longer and other ones by its own command.
-NAME runs only these. --write-pages only writes the documentation's tables and pictures anew.
+Each runs with settings that suit two cores, together they take half an hour; --all adds those that take as long again,
+or want a network. NAME runs only these. --write-pages only writes the documentation's tables and pictures anew.
 """
 
 from __future__ import annotations
@@ -24,36 +24,41 @@ from gpt_keras.data.files import whole_file
 SUITE = {
     "default_run": "default_run",
     "training": "training --turns 1 --steps 6",
-    "training_gpt2": "training --case gpt2 --quick --systems 'gpt_keras tensorflow auto,torch compile bf'",
-    "finetuning": "finetuning --quick",
+    "finetuning": "finetuning --quick --systems 'gpt_keras tensorflow auto,transformers bfloat16'",
     "data": "data --quick",
     "data_beam": "data --beam --quick",
     "tokenizers": "tokenizers --quick",
     "generation": "generation --quick --new-tokens 32",
     "serving": "serving --quick",
     "edge": "edge smollm2 --quick",
-    "agreement": "agreement --quick",
-    "engines": "engines --texts 8 --new-tokens 32 --environments build/engines",
     "quality": "quality",
     "sizing": "sizing",
 }
 """Arguments of `python -m benchmarks.` by the names of their results."""
+MORE = {
+    "training_gpt2": "training --case gpt2 --quick --systems 'gpt_keras tensorflow auto,torch compile bf'",
+    "agreement": "agreement --quick",
+    "engines": "engines --texts 8 --new-tokens 32 --environments build/engines",
+}
+"""The same, of those that --all adds."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--all", action="store_true", help="those of --list's second part, too")
     parser.add_argument("--list", action="store_true", help="say what there is")
     parser.add_argument("--write-pages", action="store_true", help="run nothing")
     options = parser.parse_args()
-    if unknown := [name for name in options.names if name not in SUITE]:
-        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(SUITE)}")
+    known = {**SUITE, **MORE}
+    if unknown := [name for name in options.names if name not in known]:
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(known)}")
     if options.list:
-        print("\n".join(f"{name}: python -m benchmarks.{arguments}" for name, arguments in SUITE.items()))
+        print("\n".join(f"{name}: python -m benchmarks.{arguments}" for name, arguments in known.items()))
         return
     failed = []
     if not options.write_pages:
-        for name in (bar := tqdm(options.names or list(SUITE), unit="benchmark")):
+        for name in (bar := tqdm(options.names or list(known if options.all else SUITE), unit="benchmark")):
             bar.set_description(name)
             if problem := run(name):
                 failed.append(f"{name}: {problem}")
@@ -64,7 +69,7 @@ def main() -> None:
 
 def run(name: str) -> str:
     """Run one, and write what it found; else what was wrong."""
-    command = ["-m", *shlex.split(f"benchmarks.{SUITE[name]}")]
+    command = ["-m", *shlex.split("benchmarks." + (SUITE.get(name) or MORE[name]))]
     start = time.perf_counter()
     done = subprocess.run([sys.executable, *command, "--json"], capture_output=True, text=True)
     if done.returncode:

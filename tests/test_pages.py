@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from benchmarks import pages
-from benchmarks.__main__ import SUITE
+from benchmarks.__main__ import MORE, SUITE
 
 pytestmark = pytest.mark.tensorflow
 MARK = re.compile(r"<!-- figures: (\w+) -->")
@@ -34,7 +34,7 @@ def test_every_result_says_where_and_when():
         record = json.loads(file.read_text("utf-8"))
         assert {"command", "date", "machine", "versions", "results", "tables"} <= set(record)
         assert file.stem in shown, f"{file.name} is on no page"
-    assert set(SUITE) <= shown
+    assert {*SUITE, *MORE} <= shown
 
 
 def test_one_command_runs_a_benchmark_and_writes_its_page(tmp_path):
