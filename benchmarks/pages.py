@@ -74,8 +74,9 @@ def draw(path: Path) -> None:
     charts = [chart for picked in _CHARTS if (chart := _chart(*picked))]
     if not charts:
         return
+    most = max(len(bars) for _, bars in charts)
     with rc_context({"font.size": 8, "svg.hashsalt": "speed", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(9, 0.5 + 0.22 * max(len(bars) for _, bars in charts)), layout="constrained")
+        figure = Figure(figsize=(10, 0.5 + 0.22 * most), layout="constrained")
         for axes, (title, bars) in zip(figure.subplots(1, len(charts), squeeze=False)[0], charts, strict=True):
             names, values = zip(*bars, strict=True)
             ours = ["#1f6feb" if name.startswith("gpt_keras") else "#b8bcc4" for name in names]
@@ -87,7 +88,7 @@ def draw(path: Path) -> None:
             axes.margins(x=0.2)
             axes.spines[:].set_visible(False)
             axes.tick_params(left=False)
-            axes.invert_yaxis()
+            axes.set_ylim(most - 0.5, -0.5)
         path.parent.mkdir(exist_ok=True)
         figure.savefig(path, metadata={"Date": None})
 
@@ -95,7 +96,7 @@ def draw(path: Path) -> None:
 _CHARTS = [
     ("training", "a training step, ms (less is better)", "training step, small, batch of 16"),
     ("serving", "16 clients, tokens/s", "serving, 16 clients"),
-    ("edge", "one text in 8 bits, tokens/s", "smollm2, decode at 64"),
+    ("edge", "one text, 8 bits, tokens/s", "smollm2, decode at 64"),
 ]
 """Results, a title, and the beginning of the case that is shown."""
 
