@@ -37,7 +37,7 @@ SUITE = {
 """Arguments of `python -m benchmarks.` by the names of their results."""
 MORE = {
     "training_gpt2": "training --case gpt2 --quick --systems 'gpt_keras tensorflow auto,torch compile bf'",
-    "agreement": "agreement --quick",
+    "agreement": "agreement --quick --systems int8 llama",
     "engines": "engines --texts 8 --new-tokens 32 --environments build/engines",
 }
 """The same, of those that --all adds."""
