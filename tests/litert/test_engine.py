@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,19 @@ def test_all_that_ends_a_text_does(folder, tokenizer, tmp_path):
     ids = {"bos_token_id": tokenizer.begin_id, "eos_token_id": [tokenizer.end_id, 300, 301], "pad_token_id": 0}
     (folder / "generation_config.json").write_text(json.dumps(ids))
     assert load_with(folder, "litert").tokenizer.end_ids == {tokenizer.end_id, 300, 301}
+
+
+def test_an_open_file_takes_no_memory_until_it_is_run(folder, tmp_path):
+    lm = load_with(folder, "litert")
+    (made,) = folders(tmp_path)
+
+    def mapped():
+        """kB of the file in this process's memory, of each part of it that is mapped."""
+        regions = Path("/proc/self/smaps").read_text().split(str(made / "model.tflite"))[1:]
+        return [int(region.split("Rss:")[1].split()[0]) for region in regions]
+
+    assert mapped() and sum(mapped()) == 0
+    assert lm.generate(PROMPTS, max_new_tokens=8) and sum(mapped()) > 0
 
 
 def test_several_make_it_once(folder, tmp_path):
