@@ -14,8 +14,6 @@ from benchmarks.__main__ import MORE, SUITE
 pytestmark = pytest.mark.tensorflow
 MARK = re.compile(r"<!-- figures: (\w+) -->")
 MEASURED = re.compile(r"[0-9] ?(tokens/s|MB/s|tokens a second|TFLOP/s|GFLOP/s)")
-RESULTS_OF_COMMANDS = "results.md"
-"""Quality of fine-tuned models, with the command that each figure came from."""
 
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
@@ -23,9 +21,8 @@ def test_pages_show_what_was_measured(page):
     text = page.read_text("utf-8")
     assert pages.filled(text) == text, f"{page}: stale; python -m benchmarks --write-pages writes it anew"
     assert all((pages.RESULTS / f"{name}.json").is_file() for name in MARK.findall(text))
-    if page.name != RESULTS_OF_COMMANDS:
-        outside = pages.REGION.sub("", text)
-        assert not MEASURED.search(outside), f"{page}: {MEASURED.search(outside)} is in no file of results"
+    outside = pages.REGION.sub("", text)
+    assert not MEASURED.search(outside), f"{page}: {MEASURED.search(outside)} is in no file of results"
 
 
 def test_every_result_says_where_and_when():
