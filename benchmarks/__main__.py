@@ -23,13 +23,13 @@ from gpt_keras.data.files import whole_file
 
 SUITE = {
     "default_run": "default_run",
-    "training": "training --turns 1 --steps 6",
+    "training": "training --turns 1 --steps 6 --systems gpt_keras keras_hub 'layers mixed' bfloat16 compile",
     "finetuning": "finetuning --quick --systems 'gpt_keras tensorflow auto,transformers bfloat16'",
     "data": "data --quick",
     "data_beam": "data --beam --quick",
     "tokenizers": "tokenizers --quick",
     "generation": "generation --quick --new-tokens 32",
-    "serving": "serving --quick",
+    "serving": "serving --quick --new-tokens 32",
     "edge": "edge smollm2 --quick",
     "quality": "quality",
     "sizing": "sizing",

@@ -18,7 +18,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from gpt_keras import command
 from gpt_keras.backend import choose_backend, start_backend
@@ -48,6 +48,7 @@ class ChatOptions:
         backend: tensorflow or jax; the environment's KERAS_BACKEND, else tensorflow.
     """
 
+    POSITIONAL: ClassVar = ("model",)
     model: str
     system: str | None = None
     max_new_tokens: int = 512
@@ -188,7 +189,7 @@ def lines() -> Iterator[str]:
 
 
 def cli() -> int:
-    return command.run(main, ChatOptions, "python -m gpt_keras.chat", positional=["model"])
+    return command.run(main, ChatOptions, "python -m gpt_keras.chat")
 
 
 if __name__ == "__main__":

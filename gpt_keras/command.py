@@ -26,20 +26,18 @@ def run(
     main: Callable[[Any], int | None],
     options_type: type,
     program: str,
-    positional: Sequence[str] = (),
     argv: Sequence[str] | None = None,
 ) -> int:
     """Parse the command line into `options_type`, call `main` with it, return the exit code.
 
     Args:
         main: The command; its own exit code or `None` for 0.
-        options_type: A dataclass whose docstring describes every field under "Args:".
+        options_type: A dataclass whose docstring describes every field under "Args:"; see `positional`.
         program: Module name, as in `python -m gpt_keras.train`.
-        positional: Fields that are given without a flag, in order.
         argv: Arguments; those of the process by default.
     """
     try:
-        options = parse(options_type, program, positional, sys.argv[1:] if argv is None else argv)
+        options = parse(options_type, program, sys.argv[1:] if argv is None else argv)
         return main(options) or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -55,14 +53,19 @@ def run(
         return 2
 
 
-def parse(options_type: type, program: str, positional: Sequence[str], argv: Sequence[str]) -> Any:
+def positional(options_type: type) -> Sequence[str]:
+    """Fields that are given without a flag, in order: what the dataclass names in `POSITIONAL`."""
+    return getattr(options_type, "POSITIONAL", ())
+
+
+def parse(options_type: type, program: str, argv: Sequence[str]) -> Any:
     """The options of a command line; a first argument ending in .yaml is read as a recipe of them.
 
     Raises:
         InputError: Unknown flag (the nearest is named), bad value, missing or damaged recipe.
         SystemExit: After --help.
     """
-    parser = _parser(options_type, program, positional)
+    parser = _parser(options_type, program)
     argv = [part for argument in argv for part in re.split("(?<=^--config)=", argument)]
     if argv and re.search(r"\.ya?ml$", argv[0]):
         argv[:1] = ["--config", argv[0]]
@@ -98,7 +101,7 @@ def _recipe(path: str, options_type: type) -> str:
     return yaml.safe_dump({name: [v] if name in several and isinstance(v, str) else v for name, v in recipe.items()})
 
 
-def _parser(options_type: type, program: str, positional: Sequence[str]) -> jsonargparse.ArgumentParser:
+def _parser(options_type: type, program: str) -> jsonargparse.ArgumentParser:
     documentation = (docstring_parser.parse(kind.__doc__ or "") for kind in reversed(options_type.__mro__))
     help_texts = {param.arg_name: param.description or "" for entry in documentation for param in entry.params}
     parser = jsonargparse.ArgumentParser(
@@ -106,9 +109,9 @@ def _parser(options_type: type, program: str, positional: Sequence[str]) -> json
     )
     parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
     hints = typing.get_type_hints(options_type)
-    own = options_type.__annotations__
+    own, unflagged = options_type.__annotations__, positional(options_type)
     for field in sorted(dataclasses.fields(options_type), key=lambda field: field.name not in own):  # those first
-        flags = [field.name] if field.name in positional else [f"--{field.name.replace('_', '-')}"]
+        flags = [field.name] if field.name in unflagged else [f"--{field.name.replace('_', '-')}"]
         kwargs: dict[str, Any] = {"type": hints[field.name], "help": help_texts[field.name].replace("%", "%%")}
         if hints[field.name] == list[str]:  # several values behind one flag
             kwargs |= {"type": str, "nargs": "+"}
@@ -117,9 +120,9 @@ def _parser(options_type: type, program: str, positional: Sequence[str]) -> json
             default = field.default_factory()
         if default is not dataclasses.MISSING:
             kwargs["default"] = default
-            if field.name in positional:
+            if field.name in unflagged:
                 kwargs["nargs"] = "*" if "nargs" in kwargs else "?"
-        elif field.name not in positional:
+        elif field.name not in unflagged:
             kwargs["required"] = True
         if hints[field.name] is bool:
             kwargs["action"] = "store_true"

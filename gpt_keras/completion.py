@@ -11,7 +11,7 @@ import importlib
 import sys
 import typing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import docstring_parser
 import shtab
@@ -28,17 +28,8 @@ class CompletionOptions:
         shell: bash, zsh or tcsh.
     """
 
+    POSITIONAL: ClassVar = ("shell",)
     shell: Literal["bash", "zsh", "tcsh"]
-
-
-_POSITIONAL = {
-    "train": (),
-    "serve": ("saved_models",),
-    "corpus": ("action", "source"),
-    "tokenizer": ("action", "source"),
-    "completion": ("shell",),
-}
-"""What is given without a flag, where it is not the model."""
 
 
 def main(options: CompletionOptions) -> None:
@@ -57,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         told = {part.arg_name: part.description for params in parts for part in params}
         option: Any = one.add_argument("--config", help="a recipe, a YAML file of options")
         option.complete = shtab.FILE
-        positional = _POSITIONAL.get(name, ("model",))
+        positional = command.positional(kind)
         for field in dataclasses.fields(kind):
             if field.name in positional:
                 continue
@@ -88,7 +79,7 @@ def _choices(hint: Any) -> list[str] | None:
 
 
 def cli() -> int:
-    return command.run(main, CompletionOptions, "python -m gpt_keras.completion", positional=["shell"])
+    return command.run(main, CompletionOptions, "python -m gpt_keras.completion")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import ClassVar, Literal
 
 from gpt_keras import command
 from gpt_keras.data.cleaning import CleaningOptions
@@ -53,6 +53,7 @@ class CorpusOptions(CleaningOptions):
         json: Print the manifest as one JSON object.
     """
 
+    POSITIONAL: ClassVar = ("action", "source")
     action: Literal["prepare", "inspect"]
     source: list[str]
     tokenizer: Path | None = None
@@ -189,7 +190,6 @@ def cli() -> int:
         lambda options: main(dataclasses.replace(options, runner_options=options.runner_options + theirs)),
         CorpusOptions,
         "python -m gpt_keras.corpus",
-        positional=["action", "source"],
         argv=argv,
     )
 

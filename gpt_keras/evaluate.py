@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from rich.console import Console
@@ -65,6 +65,7 @@ class EvaluateOptions:
         json: Print one JSON object as the last line.
     """
 
+    POSITIONAL: ClassVar = ("model",)
     model: str
     task: str
     data: list[str] = field(default_factory=list)
@@ -271,7 +272,7 @@ def _progress(console: Console, system: str) -> Iterator[Any]:
 
 
 def cli() -> int:
-    return command.run(main, EvaluateOptions, "python -m gpt_keras.evaluate", positional=["model"])
+    return command.run(main, EvaluateOptions, "python -m gpt_keras.evaluate")
 
 
 if __name__ == "__main__":

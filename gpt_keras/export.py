@@ -20,7 +20,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from gpt_keras import command
 from gpt_keras.backend import choose_backend, start_backend
@@ -47,6 +47,7 @@ class ExportOptions:
         quiet: Print nothing but where the export is.
     """
 
+    POSITIONAL: ClassVar = ("model",)
     model: str
     output: Path
     format: Literal["saved_model", "gguf", "litert", "litertlm", "folder"] = "saved_model"
@@ -115,7 +116,7 @@ def main(options: ExportOptions) -> None:
 
 
 def cli() -> int:
-    return command.run(main, ExportOptions, "python -m gpt_keras.export", positional=["model"])
+    return command.run(main, ExportOptions, "python -m gpt_keras.export")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from gpt_keras import command
 from gpt_keras.backend import choose_backend, start_backend
@@ -62,6 +62,7 @@ class GenerateOptions:
         backend: tensorflow or jax; the environment's KERAS_BACKEND, else tensorflow.
     """
 
+    POSITIONAL: ClassVar = ("model",)
     model: str
     prompt: str | None = None
     prompts: Path | None = None
@@ -186,7 +187,7 @@ def _read(path: Path) -> str:
 
 
 def cli() -> int:
-    return command.run(main, GenerateOptions, "python -m gpt_keras.generate", positional=["model"])
+    return command.run(main, GenerateOptions, "python -m gpt_keras.generate")
 
 
 if __name__ == "__main__":

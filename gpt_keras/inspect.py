@@ -13,7 +13,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from gpt_keras import command
 from gpt_keras.backend import choose_backend, start_backend
@@ -39,6 +39,7 @@ class InspectOptions:
         backend: tensorflow or jax; the environment's KERAS_BACKEND, else tensorflow.
     """
 
+    POSITIONAL: ClassVar = ("model",)
     model: str
     prompt: str
     output: Path = Path("attention.png")
@@ -118,7 +119,7 @@ def show(inspection: Inspection, options: InspectOptions) -> None:
 
 
 def cli() -> int:
-    return command.run(main, InspectOptions, "python -m gpt_keras.inspect", positional=["model"])
+    return command.run(main, InspectOptions, "python -m gpt_keras.inspect")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from gpt_keras import command
 from gpt_keras.backend import choose_backend, start_backend
@@ -59,6 +59,7 @@ class ServeOptions:
         log_level: info says a line of JSON for every request, without what it asks.
     """
 
+    POSITIONAL: ClassVar = ("saved_models",)
     saved_models: Path = Path("saved_models")
     model: list[str] = field(default_factory=list)
     host: str = "127.0.0.1"
@@ -199,7 +200,7 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 def cli() -> int:
-    return command.run(main, ServeOptions, "python -m gpt_keras.serve", positional=["saved_models"])
+    return command.run(main, ServeOptions, "python -m gpt_keras.serve")
 
 
 if __name__ == "__main__":

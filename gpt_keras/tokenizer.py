@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from gpt_keras import command
 from gpt_keras.data.errors import InputError
@@ -30,6 +30,7 @@ class TokenizerOptions:
         text_key: Field of JSON records that holds the text.
     """
 
+    POSITIONAL: ClassVar = ("action", "source")
     action: Literal["train"]
     source: list[str]
     output: Path
@@ -66,7 +67,7 @@ def main(options: TokenizerOptions) -> None:
 
 
 def cli() -> int:
-    return command.run(main, TokenizerOptions, "python -m gpt_keras.tokenizer", positional=["action", "source"])
+    return command.run(main, TokenizerOptions, "python -m gpt_keras.tokenizer")
 
 
 if __name__ == "__main__":

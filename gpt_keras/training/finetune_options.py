@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from gpt_keras.data.errors import InputError
 from gpt_keras.training.options import LoopOptions
@@ -48,6 +48,7 @@ class FinetuneOptions(LoopOptions):
         InputError: A value is out of range.
     """
 
+    POSITIONAL: ClassVar = ("model",)
     model: str
     task: str
     data: list[str] = field(default_factory=list)

@@ -38,7 +38,7 @@ def run(*arguments):
     from gpt_keras import command
     from gpt_keras.training.finetune_options import FinetuneOptions
 
-    return command.run(finetune.main, FinetuneOptions, "finetune", ["model"], [str(a) for a in arguments])
+    return command.run(finetune.main, FinetuneOptions, "finetune", [str(a) for a in arguments])
 
 
 @pytest.fixture(scope="module")
