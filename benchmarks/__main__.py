@@ -23,7 +23,8 @@ from gpt_keras.data.files import whole_file
 
 SUITE = {
     "default_run": "default_run",
-    "training": "training --turns 1 --steps 6 --systems gpt_keras keras_hub 'layers mixed' bfloat16 compile",
+    "training": "training --turns 1 --steps 6 "
+    "--systems 'gpt_keras,keras_hub,keras layers mixed,torch eager bf,torch compile'",
     "finetuning": "finetuning --quick --systems 'gpt_keras tensorflow auto,transformers bfloat16'",
     "data": "data --quick",
     "data_beam": "data --beam --quick",
