@@ -116,7 +116,7 @@ def show(summary: dict[str, Any], console: Console) -> None:
 
 
 def cli() -> int:
-    return command.run(main, FinetuneOptions, "python -m gpt_keras.finetune", positional=["model"])
+    return command.run(main, FinetuneOptions, "python -m gpt_keras.finetune")
 
 
 if __name__ == "__main__":

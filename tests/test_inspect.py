@@ -163,7 +163,7 @@ def test_the_command_draws_and_prints(lm, tmp_path):
 
 def run(*arguments) -> int:
     argv = [str(argument) for argument in arguments]
-    return command.run(main, InspectOptions, "python -m gpt_keras.inspect", ["model"], argv)
+    return command.run(main, InspectOptions, "python -m gpt_keras.inspect", argv)
 
 
 def test_the_tables_name_tokens_and_shares(lm, tmp_path, capsys):

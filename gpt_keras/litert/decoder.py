@@ -2,10 +2,12 @@
 
 A cache is memory that the functions take as an input; after each step the new tokens' keys and values are put into
 their places in it. With those of a prompt's piece it grows: a piece attends to what is before it and to nothing else.
+What a piece wrote is copied once it is known how long the cache becomes, and not at all if nothing is before it.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,11 +26,16 @@ _ROUND = 64
 
 @dataclass
 class Cache:
-    """Keys and values: by layer, keys and values in turn, [rows, heads, slots, head_dim]; none if they are all 0."""
+    """Keys and values: by layer, keys and values in turn, [rows, heads, slots, head_dim]; none if they are all 0.
+
+    Attributes:
+        newest: Those of the last slots, where they are not in `buffers` yet.
+    """
 
     rows: int
     slots: int
     buffers: dict[str, Buffer] = field(default_factory=dict)
+    newest: dict[str, Buffer] = field(default_factory=dict)
 
 
 @dataclass
@@ -41,7 +48,7 @@ class _Memory:
 
 
 class LiteRTDecoder:
-    """Starts rows of one model.
+    """Starts rows of one model; several threads may, and take turns.
 
     Args:
         file: With the functions of `sizes.row_functions`.
@@ -54,6 +61,7 @@ class LiteRTDecoder:
         self._file, self.config = file, config
         self._names = dict(zip(cache_names(config.num_layers), new_names(config.num_layers), strict=True))
         self._memory: dict[str, _Memory] = {}
+        self._turn = threading.RLock()  # the sizes of the file's functions are the same for all
 
     @property
     def num_compilations(self) -> int:
@@ -106,9 +114,12 @@ class LiteRTDecoder:
 
     def _layer(self, name: str, rows: int, slots: int) -> Buffer:
         shape = rows, self.config.num_key_value_heads, slots, self.config.head_dim
-        return self._file.input("decode", name, shape)
+        with self._turn:
+            return self._file.input("decode", name, shape)
 
     def _buffers(self, cache: Cache) -> dict[str, Buffer]:
+        if cache.newest:
+            self._move(cache, np.arange(cache.rows), cache.slots)
         if not cache.buffers:  # a function takes no cache without slots: one is there that nothing looks at
             cache.buffers = {name: self._layer(name, cache.rows, max(cache.slots, 1)) for name in self._names}
         return cache.buffers
@@ -117,7 +128,12 @@ class LiteRTDecoder:
         self, token_ids: np.ndarray, positions: np.ndarray, select: np.ndarray, cache: Cache
     ) -> tuple[tuple[np.ndarray, np.ndarray], Cache]:
         """As `RowDecoder.step`."""
-        starts, token_ids = positions[:, 0], np.asarray(token_ids)
+        with self._turn:
+            logits = self._step(np.asarray(token_ids), positions, select, cache)
+        return (logits, _best(logits)), cache
+
+    def _step(self, token_ids: np.ndarray, positions: np.ndarray, select: np.ndarray, cache: Cache) -> np.ndarray:
+        starts = positions[:, 0]
         if token_ids.shape[1] == 1 and starts.max() < cache.slots:
             memory = self._run("decode", token_ids, starts, select, cache)
             every = np.arange(cache.rows)
@@ -131,9 +147,11 @@ class LiteRTDecoder:
             function = f"prefill_{cache.rows}"
             memory = self._run(function, token_ids[:, :width], starts, select, cache)
             del self._memory[function]  # what it wrote becomes the cache
-            self._append(cache, memory)
-        logits = memory.outputs["logits"].array.copy()
-        return (logits, _best(logits)), cache
+            cache.newest = {name: memory.outputs.pop(new) for name, new in self._names.items()}
+            if not start:
+                cache.buffers = {}
+            cache.slots += width
+        return memory.outputs["logits"].array.copy()
 
     def _run(
         self, function: str, token_ids: np.ndarray, starts: np.ndarray, select: np.ndarray, cache: Cache
@@ -163,30 +181,20 @@ class LiteRTDecoder:
         inputs["mask"].array[..., :length] = np.triu(np.full((length, length), HIDDEN, np.float32), 1)
         return _Memory(sizes, inputs, self._file.outputs(function, {**inputs, **cache}))
 
-    def _append(self, cache: Cache, memory: _Memory) -> None:
-        """What is new behind the other slots."""
-        slots, length = cache.slots, memory.sizes.length
-        for name, new in self._names.items():
-            buffer = memory.outputs.pop(new)
-            if slots:
-                longer = self._layer(name, cache.rows, slots + length)
-                longer.array[:, :, :slots] = cache.buffers[name].array
-                longer.array[:, :, slots:] = buffer.array
-                buffer = longer
-            cache.buffers[name] = buffer
-        cache.slots += length
-
     def _move(self, cache: Cache, index: np.ndarray, slots: int) -> None:
         """`resized` in place, one layer after the other."""
-        if not slots:
-            cache.buffers.clear()
-        for name, buffer in cache.buffers.items():
-            cache.buffers[name] = self._copied(name, buffer.array, index, slots)
+        as_it_is = not cache.buffers and slots == cache.slots and np.array_equal(index, np.arange(cache.rows))
+        before = cache.buffers, cache.newest
+        cache.buffers, cache.newest = {}, {}
+        for name in self._names if slots else ():
+            parts = [buffers.pop(name) for buffers in before if buffers]
+            if parts:
+                cache.buffers[name] = parts[0] if as_it_is else self._copied(name, parts, index, slots)
         cache.rows, cache.slots = len(index), slots
 
-    def _copied(self, name: str, array: np.ndarray, index: np.ndarray, slots: int) -> Buffer:
-        made, width = self._layer(name, len(index), slots), min(slots, array.shape[2])
-        made.array[:, :, :width] = array[index, :, :width]
+    def _copied(self, name: str, parts: Sequence[Buffer], index: np.ndarray, slots: int) -> Buffer:
+        made = self._layer(name, len(index), slots)
+        _fill(made.array, parts, index)
         return made
 
     def take(
@@ -198,16 +206,27 @@ class LiteRTDecoder:
     def resized(self, cache: Cache, index: np.ndarray, slots: int) -> Cache:
         """As `SlotDecoder.resized`."""
         slots = self._rounded(slots)
-        made = {name: self._copied(name, buffer.array, index, slots) for name, buffer in self._buffers(cache).items()}
+        made = {name: self._copied(name, _parts(cache, name), index, slots) for name in self._names}
         return Cache(len(index), slots, made)
 
     def insert(self, cache: Cache, other: Cache, row: int, slot: int) -> Cache:
         """As `SlotDecoder.insert`."""
         for name, buffer in self._buffers(cache).items():
-            values = other.buffers[name].array[row]
-            width = min(cache.slots, other.slots)
-            buffer.array[slot, :, :width] = values[:, :width]
+            _fill(buffer.array[slot : slot + 1], _parts(other, name), np.array([row]))
         return cache
+
+
+def _parts(cache: Cache, name: str) -> list[Buffer]:
+    return [buffers[name] for buffers in (cache.buffers, cache.newest) if name in buffers]
+
+
+def _fill(array: np.ndarray, parts: Sequence[Buffer], index: np.ndarray) -> None:
+    """Put rows of a layer's parts into its slots, one part behind the other, as far as there is room."""
+    start = 0
+    for part in parts:
+        end = min(start + part.array.shape[2], array.shape[2])
+        array[:, :, start:end] = part.array[index, :, : end - start]
+        start = end
 
 
 def _best(logits: Any) -> np.ndarray:

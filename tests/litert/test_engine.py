@@ -73,6 +73,22 @@ def test_an_open_file_takes_no_memory_until_it_is_run(folder, tmp_path):
     assert lm.generate(PROMPTS, max_new_tokens=8) and sum(mapped()) > 0
 
 
+def test_threads_take_turns(folder):
+    expected = gpt_keras.load(folder).generate(PROMPTS, max_new_tokens=24)
+    lm = load_with(folder, "litert")
+    found = {}
+
+    def write(place):
+        found[place] = [lm.generate(PROMPTS[place], max_new_tokens=24) for _ in range(12)]
+
+    threads = [threading.Thread(target=write, args=(place,)) for place in range(len(PROMPTS))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {place: [text] * 12 for place, text in enumerate(expected)}
+
+
 def test_several_make_it_once(folder, tmp_path):
     said = []
     threads = [threading.Thread(target=load_with, args=(folder, "litert", True, False, said.append)) for _ in range(3)]
