@@ -5,6 +5,7 @@ Keys and values of a row are in two sets of buffers, which are input and output 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,7 @@ Cache = list[_Row]
 
 
 class ContractDecoder:
-    """Starts rows of one model, as `decoding.Decoder` does.
+    """Starts rows of one model, as `decoding.Decoder` does; several threads may, and take turns.
 
     Args:
         file: With `decode` and `prefill_<length>` functions.
@@ -46,6 +47,7 @@ class ContractDecoder:
         self._memory: dict[str, dict[str, Buffer]] = {}
         outputs = file.outputs("decode")
         self._logits = {"logits": outputs["logits"]}
+        self._turn = threading.Lock()  # all write their inputs and read their logits in the same places
 
     @property
     def num_compilations(self) -> int:
@@ -96,18 +98,19 @@ class ContractDecoder:
 
     def _run(self, row: _Row, tokens: np.ndarray, start: int, function: str) -> np.ndarray:
         """Tokens of one row through the model; the logits behind the last, float32 [vocabulary_size], of `decode`."""
-        if function not in self._memory:
-            names = [name for name in self._file.shapes(function) if name not in self._names]
-            self._memory[function] = {name: self._file.input(function, name) for name in names}
-        inputs = self._memory[function]
-        places = np.arange(start, start + len(tokens), dtype=np.int32)
-        inputs["tokens"].array[0], inputs["input_pos"].array[:] = tokens, places
-        visible = np.arange(self.config.context_length) <= places[:, None]
-        inputs["mask"].array[0, 0] = np.where(visible, np.float32(0), np.float32(HIDDEN))
-        outputs = {**row.next, **self._logits} if function == "decode" else row.next
-        self._file.run(function, {**inputs, **row.now}, outputs)
-        row.now, row.next = row.next, row.now
-        return self._logits["logits"].array.reshape(-1).copy()
+        with self._turn:
+            if function not in self._memory:
+                names = [name for name in self._file.shapes(function) if name not in self._names]
+                self._memory[function] = {name: self._file.input(function, name) for name in names}
+            inputs = self._memory[function]
+            places = np.arange(start, start + len(tokens), dtype=np.int32)
+            inputs["tokens"].array[0], inputs["input_pos"].array[:] = tokens, places
+            visible = np.arange(self.config.context_length) <= places[:, None]
+            inputs["mask"].array[0, 0] = np.where(visible, np.float32(0), np.float32(HIDDEN))
+            outputs = {**row.next, **self._logits} if function == "decode" else row.next
+            self._file.run(function, {**inputs, **row.now}, outputs)
+            row.now, row.next = row.next, row.now
+            return self._logits["logits"].array.reshape(-1).copy()
 
     def take(self, logits: np.ndarray, best: np.ndarray, cache: Cache, index: np.ndarray) -> Any:
         """As `RowDecoder.take`."""

@@ -10,6 +10,7 @@ import pytest
 
 import gpt_keras
 from gpt_keras.data.errors import InputError
+from gpt_keras.exporting.litert import export_litert
 from gpt_keras.folder import save_folder
 from gpt_keras.litert import engine, store
 from gpt_keras.litert.engine import load_with
@@ -73,10 +74,13 @@ def test_an_open_file_takes_no_memory_until_it_is_run(folder, tmp_path):
     assert lm.generate(PROMPTS, max_new_tokens=8) and sum(mapped()) > 0
 
 
-def test_threads_take_turns(folder):
-    expected = gpt_keras.load(folder).generate(PROMPTS, max_new_tokens=24)
-    lm = load_with(folder, "litert")
-    found = {}
+@pytest.mark.parametrize("exported", [False, True])
+def test_threads_take_turns(exported, folder, tmp_path):
+    keras = gpt_keras.load(folder)
+    expected, found = keras.generate(PROMPTS, max_new_tokens=24), {}
+    if exported:
+        export_litert(keras.model, keras.tokenizer, tmp_path / "model.tflite", "float32", 96)
+    lm = load_with(tmp_path / "model.tflite" if exported else folder, "litert")
 
     def write(place):
         found[place] = [lm.generate(PROMPTS[place], max_new_tokens=24) for _ in range(12)]
