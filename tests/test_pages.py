@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import pages
 from benchmarks.__main__ import MORE, SUITE
+from gpt_keras.__main__ import COMMANDS
 
 pytestmark = pytest.mark.tensorflow
 MARK = re.compile(r"<!-- figures: (\w+) -->")
@@ -49,6 +50,11 @@ def test_one_command_runs_a_benchmark_and_writes_its_page(tmp_path):
     assert record["date"] in page and "| gpt2 | 124.4M |" in page
     done = subprocess.run([sys.executable, "-m", "benchmarks", "none"], check=False, **here)
     assert done.returncode == 2 and "no benchmark none" in done.stderr
+
+
+def test_every_command_is_in_the_reference():
+    headings = re.findall(r"^## (\w+)$", (pages.ROOT / "docs/reference/commands.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted(headings) == sorted({*COMMANDS} - {"completion"})
 
 
 def test_importing_the_package_imports_no_framework():
