@@ -9,6 +9,7 @@ import functools
 import mmap
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,10 +49,11 @@ class LiteRTFile:
         chosen = options.Options(hardware_accelerators=hardware.HardwareAccelerator.CPU, cpu_options=cpu)
         try:
             with _silence():
+                before = _mapped(Path(path))
                 made = compiled_model.CompiledModel.from_file(str(path), options=chosen, environment=_environment())
+                _leave_memory(_mapped(Path(path)) - before)
         except (RuntimeError, ValueError) as error:
             raise InputError(f"{path}: not a whole LiteRT file ({str(error).splitlines()[0]})") from error
-        _leave_memory(Path(path))
         self._compiled = made
         self.functions = frozenset(made.get_signature_list())
         self._inputs: dict[str, _Inputs] = {}
@@ -182,31 +184,45 @@ def _environment() -> Any:
     return found
 
 
+_opening = threading.Lock()
+"""Standard error and the list of what is mapped are the whole process's."""
+
+
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """LiteRT writes to standard error which accelerators it finds, and which it does not."""
-    sys.stderr.flush()
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
+    """LiteRT writes to standard error which accelerators it finds, and which it does not. One thread at a time."""
+    with _opening:
+        sys.stderr.flush()
+        kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nothing)
 
 
-def _leave_memory(path: Path) -> None:
-    """Opening looked at the beginning of every weight, which the system took as a wish for 64 KB of each; what is still
-    read of the file is mapped again when it is.
+def _mapped(path: Path) -> set[tuple[int, int]]:
+    """From where to where a file is in this process's memory, only to be read; nothing where the system has no list."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/maps").read_bytes().split(b"\n"):
+            span, access, *_, name = line.split(maxsplit=5) if line.count(b"/") else (b"", b"", b"")
+            if access.startswith(b"r--") and name == os.fsencode(path.resolve()):
+                start, _, end = span.partition(b"-")
+                found.add((int(start, 16), int(end, 16)))
+    return found
+
+
+def _leave_memory(spans: set[tuple[int, int]]) -> None:
+    """Give back the memory that has a file's pages, which come again from the file when they are read.
+
+    Opening looks at the beginning of every weight, which the system takes as a wish for 64 KB of each.
     """
-    with contextlib.suppress(OSError, AttributeError):  # where there is no such list, or no such advice
-        found = str(path.resolve())
-        for line in Path("/proc/self/maps").read_text("utf-8", "replace").splitlines():
-            span, access, *_, name = line.split(maxsplit=5)
-            if name == found and access.startswith("r--"):
-                start, end = (int(address, 16) for address in span.split("-"))
-                ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+    with contextlib.suppress(AttributeError):  # a system without such advice
+        for start, end in spans:
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
 def _litert() -> tuple[Any, Any, Any]:
