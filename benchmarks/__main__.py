@@ -18,14 +18,14 @@ import time
 
 from tqdm import tqdm
 
-from benchmarks import pages
+from benchmarks import pages, report
 from gpt_keras.data.files import whole_file
 
 SUITE = {
     "default_run": "default_run",
     "training": "training --turns 1 --steps 6 "
-    "--systems 'gpt_keras,keras_hub,keras layers mixed,torch eager bf,torch compile'",
-    "finetuning": "finetuning --quick --systems 'gpt_keras tensorflow auto,transformers bfloat16'",
+    "--systems 'gpt_keras,keras_hub tensorflow {mixed},keras layers {mixed},torch eager {dtype},torch compile'",
+    "finetuning": "finetuning --quick --systems 'gpt_keras tensorflow auto,transformers {dtype}'",
     "data": "data --quick",
     "data_beam": "data --beam --quick",
     "tokenizers": "tokenizers --quick",
@@ -35,9 +35,9 @@ SUITE = {
     "quality": "quality",
     "sizing": "sizing",
 }
-"""Arguments of `python -m benchmarks.` by the names of their results."""
+"""Arguments of `python -m benchmarks.` by the names of their results; the dtype is the peers' on this machine."""
 MORE = {
-    "training_gpt2": "training --case gpt2 --quick --systems 'gpt_keras tensorflow auto,torch compile bf'",
+    "training_gpt2": "training --case gpt2 --quick --systems 'gpt_keras tensorflow auto,torch compile {dtype}'",
     "agreement": "agreement --quick --systems int8 llama",
     "engines": "engines --texts 8 --new-tokens 32 --environments build/engines",
 }
@@ -55,7 +55,7 @@ def main() -> None:
     if unknown := [name for name in options.names if name not in known]:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(known)}")
     if options.list:
-        print("\n".join(f"{name}: python -m benchmarks.{arguments}" for name, arguments in known.items()))
+        print("\n".join(f"{name}: python -m benchmarks.{shlex.join(arguments(name))}" for name in known))
         return
     failed = []
     if not options.write_pages:
@@ -68,9 +68,16 @@ def main() -> None:
         sys.exit("\n".join(failed))
 
 
+def arguments(name: str) -> list[str]:
+    """Of the benchmark of this name, on this machine."""
+    dtypes = ("bfloat16", "mixed_bfloat16") if report.computes_bfloat16() else ("float32", "float32")
+    return shlex.split((SUITE.get(name) or MORE[name]).format(dtype=dtypes[0], mixed=dtypes[1]))
+
+
 def run(name: str) -> str:
     """Run one, and write what it found; else what was wrong."""
-    command = ["-m", *shlex.split("benchmarks." + (SUITE.get(name) or MORE[name]))]
+    module, *options = arguments(name)
+    command = ["-m", f"benchmarks.{module}", *options]
     start = time.perf_counter()
     done = subprocess.run([sys.executable, *command, "--json"], capture_output=True, text=True)
     if done.returncode:

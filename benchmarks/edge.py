@@ -65,7 +65,7 @@ def main() -> None:
 def compare(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure all systems with one model, and print what was found."""
     names = [name for name in SYSTEMS if any(part in name for part in options.systems)]
-    left_out = {name: "not installed: " + ", ".join(SYSTEMS[name].missing) for name in names if SYSTEMS[name].missing}
+    left_out = {name: why for name in names if (why := report.why_left_out(name, SYSTEMS[name].missing))}
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="gpt_keras_benchmark_") as temporary:
         folder = Path(temporary) / "model"

@@ -59,8 +59,8 @@ def main() -> None:
         print(words)
         for _ in range(turns):
             for name in wanted:
-                if SYSTEMS[name].missing:
-                    left_out[name] = "not installed: " + ", ".join(SYSTEMS[name].missing)
+                if problem := report.why_left_out(name, SYSTEMS[name].missing):
+                    left_out[name] = problem
                     continue
                 flags = [f"--{flag}={getattr(options, flag.replace('-', '_'))}" for flag in FLAGS]
                 arguments = [*flags, f"--steps={steps}", "--system", name, folder]

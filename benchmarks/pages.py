@@ -47,7 +47,9 @@ def rendered(record: Mapping[str, Any]) -> str:
     """Tables in Markdown, and where and when they were measured."""
     parts = [_table(rows) for rows in record["tables"]]
     machine = record["machine"]
-    where = machine.get("accelerator") or "{cores} cores of {processor}, {memory_gb:.0f} GB".format(**machine)
+    where = machine.get("accelerator") or "{cores} cores of {processor}{has}, {memory_gb:.0f} GB".format(
+        **machine, has=" with " + " and ".join(words) if (words := machine["instructions"][-2:]) else ""
+    )
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     note = f"`{record['command']}` on {record['date']}: {where}; {versions}."
     return "\n\n".join([*parts, note])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from gpt_keras.machine import processor
+from gpt_keras.machine import instructions, processor
 
 
 class SystemFailedError(Exception):
@@ -69,7 +70,21 @@ def print_json(benchmark: str, results: list[dict[str, Any]], packages: Sequence
 def machine() -> dict[str, Any]:
     """Processor, cores and memory."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    return {"processor": processor(), "cores": os.cpu_count(), "memory_gb": round(memory / 1e9, 1)}
+    found = {"processor": processor(), "cores": os.cpu_count(), "memory_gb": round(memory / 1e9, 1)}
+    return {**found, "instructions": instructions()}
+
+
+def computes_bfloat16() -> bool:
+    """Whether products in bfloat16 are of use here: on a GPU, and on a processor with more than AVX2, on which they are
+    not done one number after another."""
+    return shutil.which("nvidia-smi") is not None or instructions() != ["AVX2"]
+
+
+def why_left_out(system: str, missing: Sequence[str]) -> str:
+    """Why a system is not measured here, `missing` being the packages that it lacks; nothing if it is."""
+    if missing:
+        return "not installed: " + ", ".join(missing)
+    return "this processor multiplies no bfloat16" if "bfloat16" in system and not computes_bfloat16() else ""
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:

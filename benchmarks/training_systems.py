@@ -257,6 +257,7 @@ SYSTEMS = {
     "gpt_keras tensorflow rematerialized": System(gpt_keras("auto", True), ("tensorflow",), TENSORFLOW),
     "gpt_keras jax auto": System(gpt_keras("auto"), ("jax",), JAX),
     "keras_hub tensorflow mixed_bfloat16": System(keras_hub("mixed_bfloat16"), ("keras_hub", "tensorflow"), TENSORFLOW),
+    "keras_hub tensorflow float32": System(keras_hub("float32"), ("keras_hub", "tensorflow"), TENSORFLOW),
     "keras layers mixed_bfloat16": System(keras_layers("mixed_bfloat16", False), ("tensorflow",), TENSORFLOW),
     "keras layers float32 XLA": System(keras_layers("float32", True), ("tensorflow",), TENSORFLOW),
     "torch eager float32": System(torch_model("float32", False), ("torch",)),

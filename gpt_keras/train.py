@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -153,8 +154,10 @@ def show(summary: dict[str, Any], console: Console) -> None:
         table.add_row(*row)
     console.print(table, highlight=False)
     console.print(f"\nThe model is in {folder / 'model'}" + _exported(summary) + ". Try:", highlight=False)
+    model, prompt = folder / "model", shlex.quote(summary["samples"][0]["prompt"])
     console.print(
-        f'  {_python()} -m gpt_keras.generate {folder / "model"} --prompt "def main(" --temperature 0.8\n'
+        f"  {_python()} -m gpt_keras.generate {model} --prompt={prompt} --temperature 0.8\n"
+        f"  {_python()} -m gpt_keras.finetune {model} --task chat --steps 20 --run-dir runs/chat\n"
         f"  {_python()} -m tensorboard.main --logdir {folder / 'logs'}",
         highlight=False,
         soft_wrap=True,

@@ -10,21 +10,33 @@ from gpt_keras.training.flops import compare_products
 def choose_precision(wanted: str) -> tuple[str, str]:
     """The Keras dtype policy for `auto`, `float32` or `mixed_bfloat16`, and a few words on why.
 
-    Accelerators get mixed_bfloat16. On a CPU with TensorFlow both are timed on a matrix product, since processors that
-    have bfloat16 instructions differ in whether they are the faster ones; JAX on a CPU is faster in float32 on all.
+    Accelerators get mixed_bfloat16, except GPUs without such instructions. On a CPU with TensorFlow both are timed
+    on a matrix product, since processors that have bfloat16 instructions differ in whether they are the faster ones;
+    JAX on a CPU is faster in float32 on all.
     """
     if wanted != "auto":
         return wanted, "as asked"
     if keras.backend.backend() == "jax":
         import jax
 
-        kind = jax.devices()[0].platform
-        return ("float32", "JAX on a CPU") if kind == "cpu" else ("mixed_bfloat16", f"JAX on {kind.upper()}")
+        device = jax.devices()[0]
+        if device.platform == "cpu":
+            return "float32", "JAX on a CPU"
+        return _on_accelerator(getattr(device, "compute_capability", None), f"JAX on {device.platform.upper()}")
     import tensorflow as tf
 
-    if tf.config.list_physical_devices("GPU"):
-        return "mixed_bfloat16", "a GPU was found"
+    if gpus := tf.config.list_physical_devices("GPU"):
+        capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability")
+        return _on_accelerator(capability and ".".join(map(str, capability)), "a GPU was found")
     speed = compare_products(("bfloat16", "float32"))
     ratio = speed["bfloat16"] / speed["float32"]
     # Half the memory traffic comes on top of a faster product; the casts around it cost some of it.
     return ("mixed_bfloat16" if ratio > 1.1 else "float32"), f"a bfloat16 matrix product is {ratio:.1f} x as fast here"
+
+
+def _on_accelerator(capability: str | None, found: str) -> tuple[str, str]:
+    """By an NVIDIA GPU's compute capability, "7.5" say: since 8.0 (Ampere) they multiply bfloat16. Others all do."""
+    major = (capability or "").partition(".")[0]
+    if major.isdigit() and int(major) < 8:
+        return "float32", f"{found}, of compute capability {capability}, without bfloat16"
+    return "mixed_bfloat16", found

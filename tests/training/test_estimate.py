@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import types
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from gpt_keras.training.options import TrainOptions
 from gpt_keras.training.precision import choose_precision
 from gpt_keras.training.scaling import scaled
 
+from ..conftest import TENSORFLOW
 from .test_train import train
 
 
@@ -73,3 +75,21 @@ def test_the_choice_of_arithmetic_says_why():
     policy, why = choose_precision("auto")
     assert policy in ("float32", "mixed_bfloat16") and why
     assert choose_precision("float32") == ("float32", "as asked")
+
+
+@pytest.mark.parametrize(
+    ("capability", "policy"), [("7.5", "float32"), ("8.0", "mixed_bfloat16"), ("12.0", "mixed_bfloat16")]
+)
+def test_a_gpu_without_bfloat16_computes_in_float32(capability, policy, monkeypatch):
+    if TENSORFLOW:
+        import tensorflow as tf
+
+        details = {"compute_capability": tuple(map(int, capability.split(".")))}
+        monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a card"])
+        monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda card: details)
+    else:
+        import jax
+
+        card = types.SimpleNamespace(platform="gpu", compute_capability=capability)
+        monkeypatch.setattr(jax, "devices", lambda: [card])
+    assert choose_precision("auto")[0] == policy
