@@ -2,8 +2,8 @@
 
     python -m benchmarks [NAME ...] [--all] [--list] [--write-pages]
 
-Each runs with settings that suit two cores, together they take half an hour; --all adds those that take as long again,
-or want a network. NAME runs only these. --write-pages only writes the documentation's tables and pictures anew.
+Each runs with settings that suit two cores, with AVX-512 together half an hour; --all adds those that take as long
+again, or want a network. NAME runs only these. --write-pages only writes the documentation's tables and pictures anew.
 """
 
 from __future__ import annotations
