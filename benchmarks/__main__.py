@@ -24,8 +24,8 @@ from gpt_keras.data.files import whole_file
 SUITE = {
     "default_run": "default_run",
     "training": "training --turns 1 --steps 6 "
-    "--systems 'gpt_keras,keras_hub tensorflow {mixed},keras layers {mixed},torch eager {dtype},torch compile'",
-    "finetuning": "finetuning --quick --systems 'gpt_keras tensorflow auto,transformers {dtype}'",
+    "--systems '{ours},keras_hub tensorflow {mixed},keras layers {mixed},torch eager {dtype},torch compile'",
+    "finetuning": "finetuning --quick --batch-size 2 --systems 'gpt_keras tensorflow auto,transformers {dtype}'",
     "data": "data --quick",
     "data_beam": "data --beam --quick",
     "tokenizers": "tokenizers --quick",
@@ -35,7 +35,7 @@ SUITE = {
     "quality": "quality",
     "sizing": "sizing",
 }
-"""Arguments of `python -m benchmarks.` by the names of their results; the dtype is the peers' on this machine."""
+"""Arguments of `python -m benchmarks.` by the names of their results; in braces what depends on the machine."""
 MORE = {
     "training_gpt2": "training --case gpt2 --quick --systems 'gpt_keras tensorflow auto,torch compile {dtype}'",
     "agreement": "agreement --quick --systems int8 llama",
@@ -70,8 +70,11 @@ def main() -> None:
 
 def arguments(name: str) -> list[str]:
     """Of the benchmark of this name, on this machine."""
-    dtypes = ("bfloat16", "mixed_bfloat16") if report.computes_bfloat16() else ("float32", "float32")
-    return shlex.split((SUITE.get(name) or MORE[name]).format(dtype=dtypes[0], mixed=dtypes[1]))
+    if report.computes_bfloat16():
+        machine = {"ours": "gpt_keras", "dtype": "bfloat16", "mixed": "mixed_bfloat16"}
+    else:  # where our float32 is what auto chooses
+        machine = {"ours": "gpt_keras tensorflow auto,gpt_keras jax", "dtype": "float32", "mixed": "float32"}
+    return shlex.split((SUITE.get(name) or MORE[name]).format(**machine))
 
 
 def run(name: str) -> str:

@@ -6,6 +6,8 @@ import random
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterable
+from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -49,6 +51,11 @@ def pytest_collection_modifyitems(items):
         "exporting",
     )
     items.sort(key=lambda item: not any(part in item.path.parts for part in long))
+
+
+def slow_but(values: Iterable[Any], *quick: Any) -> list[Any]:
+    """Values of one parameter of a test or fixture, of which only `quick` are not slow."""
+    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def virtual_devices(count: int, **others: str) -> dict[str, str]:

@@ -62,6 +62,7 @@ def test_bad_input_to_generate_is_one_line(folder, tmp_path, arguments, message)
     assert message in line
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_export_writes_the_next_version(folder, tmp_path):
     assert TENSORFLOW
@@ -91,6 +92,7 @@ def test_help_names_every_flag():
         assert flag in shown
 
 
+@pytest.mark.slow
 def test_generate_takes_a_file_of_prompts(folder, config, tokenizer, tmp_path):
     prompts = ["def main(", "import os", "x = "]
     (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": p}) for p in prompts), "utf-8")
@@ -121,6 +123,7 @@ def test_a_bad_file_of_prompts_is_one_line(folder, tmp_path, content, message):
     assert done.stderr.decode().count("\n") == 1
 
 
+@pytest.mark.slow
 def test_export_writes_gguf_that_opens_again(folder, tmp_path):
     done = run("export", folder, "--format", "gguf", "--dtype", "f32", "--output", tmp_path / "model.gguf")
     assert done.returncode == 0, done.stderr
@@ -164,6 +167,7 @@ def test_chat_keeps_the_conversation_and_obeys_its_commands(chat_folder, tmp_pat
     assert done.stdout.decode().startswith(answers[0] + "\n" + answers[1] + "\n")
 
 
+@pytest.mark.slow
 def test_interrupting_an_answer_does_not_end_the_chat(chat_folder, tmp_path):
     saved = tmp_path / "saved.json"
     process = subprocess.Popen(
@@ -183,6 +187,7 @@ def test_interrupting_an_answer_does_not_end_the_chat(chat_folder, tmp_path):
     assert messages[1]["content"].startswith(said) or said.startswith(messages[1]["content"])
 
 
+@pytest.mark.slow
 def test_chat_without_a_template_says_what_to_do(folder):
     done = run("chat", folder)
     assert done.returncode == 2

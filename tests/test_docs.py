@@ -31,7 +31,7 @@ SHORTER = {
     "--vocabulary-size 32768": "--vocabulary-size 400",
     "--run-dir runs/mine": "--run-dir runs/mine --vocabulary-size 400",
 }
-pytestmark = [pytest.mark.tensorflow, pytest.mark.slow]
+pytestmark = pytest.mark.tensorflow
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ def run(command: list[str], folder: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [b for b in blocks() if b.reason is None], ids=lambda block: block.place)
 def test_it_works(block, folder):
     code = functools.reduce(lambda text, pair: text.replace(*pair), SHORTER.items(), block.code)

@@ -8,7 +8,7 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 REPOSITORY = "gpt-keras/gpt_keras"
-pytestmark = [pytest.mark.tensorflow, pytest.mark.slow]
+pytestmark = pytest.mark.tensorflow
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +25,7 @@ def read(path):
     return nbformat.read(path, as_version=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path, runner, tmp_path, monkeypatch):
     for name in ("KERAS_BACKEND", "XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS"):  # as somebody's own machine

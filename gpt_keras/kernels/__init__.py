@@ -206,7 +206,8 @@ def layer_norm(x: Tensor, scale: Tensor, bias: Tensor, epsilon: float, with_inpu
 @_choose
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """`silu(gate) * up` (Shazeer 2020)."""
-    return ops.silu(gate) * up
+    # Spelled out: TensorFlow keeps every graph with its own silu in it for good, a gradient of which it has registered.
+    return gate * ops.sigmoid(gate) * up
 
 
 @_choose

@@ -19,7 +19,7 @@ from gpt_keras.data.cleaning import CleaningOptions
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.preparation import PreparationOptions, prepare
 from gpt_keras.data.shards import SPLITS, Corpus
-from tests.conftest import program
+from tests.conftest import program, slow_but
 from tests.data.test_preparation import sentence
 from tests.data.test_shards import contents, decoded
 
@@ -50,7 +50,7 @@ def comparable(manifest: dict) -> dict:
     return {**manifest, "splits": splits}
 
 
-@pytest.mark.parametrize("mode", ["none", "exact", "near"])
+@pytest.mark.parametrize("mode", slow_but(["none", "exact", "near"], "near"))
 def test_beam_prepares_the_same_corpus_as_one_machine(folder, tokenizer, tmp_path, mode):
     cleaning = CleaningOptions(deduplicate=mode, min_characters=5, normalize=True, pii_scrub="email")
     options = PreparationOptions("0.1", cleaning=cleaning)
@@ -76,6 +76,7 @@ def test_beam_prepares_the_same_corpus_as_one_machine(folder, tokenizer, tmp_pat
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_many_shards_each_of_one_source(folder, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(beam_stages, "SHARD_BYTES", 300_000)
     sources = [str(folder / "a.jsonl"), str(folder / "deep")]
@@ -129,6 +130,7 @@ class SharedDisk(LocalFileSystem):
         return super().delete([self._local(path) for path in paths])
 
 
+@pytest.mark.slow
 def test_text_and_corpus_in_a_bucket(folder, tokenizer, tmp_path):
     (tmp_path / "corpus").mkdir()
     options = PreparationOptions(workers=1)
@@ -214,6 +216,7 @@ def run(*arguments) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
+@pytest.mark.slow
 def test_the_command_line(folder, tokenizer, tmp_path):
     tokenizer.save(tmp_path / "t.model")
     common = (folder, "--tokenizer", tmp_path / "t.model", "--output", tmp_path / "corpus", "--json")

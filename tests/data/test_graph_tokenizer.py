@@ -10,6 +10,7 @@ from gpt_keras.data.errors import InputError
 from gpt_keras.data.hub_tokenizer import HubTokenizer
 from gpt_keras.data.tokenizer import Tokenizer
 
+from ..conftest import slow_but
 from .test_hub_tokenizer import write_byte_level
 from .test_tokenizer import TEXT
 
@@ -19,6 +20,7 @@ LLAMA3 = (
 )
 LETTERS = "def parse read line count's'LL 0123456789 \n\t\r\x0b\x85\u00a0\u2028\u3000.,!?_é½٣日本🎉e\u0301"
 WORDS = st.one_of(TEXT, st.text(LETTERS, max_size=60), st.text(" \n\u00a0a", max_size=12))
+KINDS = ["gpt2", "smollm2", "llama3", "qwen3", "added", "without", "unknown"]
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
@@ -107,7 +109,7 @@ def test_sentencepiece_gives_the_same_ids_and_the_text_comes_back(tokenizer):
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("kind", ["gpt2", "smollm2", "llama3", "qwen3", "added", "without", "unknown"])
+@pytest.mark.parametrize("kind", slow_but(KINDS, "gpt2", "llama3"))
 def test_byte_level_bpe_gives_the_same_ids(byte_level, kind):
     special = ["<|im_start|>user\nhi<|im_end|>", "<|im_start|>", "x<|endoftext|>", "<|endoftext|>y"]
     long = ["e" * 700, "x" + " " * 500 + "y", "", "a", " ", "  def  def "]

@@ -17,7 +17,7 @@ from gpt_keras.evaluation.answers import PLAIN_TEMPLATE, Answerer, text_likeliho
 from gpt_keras.folder import save_folder
 from gpt_keras.tasks import find_task
 
-from ..conftest import build, program
+from ..conftest import build, program, slow_but
 
 SENTIMENT = [
     {"text": f"{program(number)[:40]}", "label": "positive" if number % 3 else "negative"} for number in range(9)
@@ -89,6 +89,7 @@ def test_every_turn_of_the_assistant_counts(lm):
     assert outputs.tokens[0] == sum(len(lm.tokenizer.encode(text)) + 1 for text in ("one", "two words"))
 
 
+@pytest.mark.slow
 def test_all_turns_in_one_pass_are_as_probable_as_one_by_one(lm, monkeypatch):
     """Conversations of different lengths share rows of different widths; one is too long for the context."""
     monkeypatch.setattr(answers, "PACKED_ROW", 32)
@@ -169,7 +170,10 @@ def test_what_would_fail_at_the_end_is_refused_at_the_start(tmp_path, monkeypatc
             main(EvaluateOptions("none", task, unsafe=True))
 
 
-@pytest.mark.parametrize("name", ["chat", "code", "content", "debugging", "paraphrase", "sentiment", "summarization"])
+TASKS = ["chat", "code", "content", "debugging", "paraphrase", "sentiment", "summarization"]
+
+
+@pytest.mark.parametrize("name", slow_but(TASKS, "chat", "code", "sentiment"))
 def test_every_task_has_records_to_try_it_with(name, folder, capsys):
     main(EvaluateOptions(str(folder), name, limit=3, max_new_tokens=4, json=True))
     printed = capsys.readouterr()
@@ -202,6 +206,7 @@ def test_samples_and_their_seed(lm):
     assert [len(answers) for answers in sampled(1)] == [3, 3]
 
 
+@pytest.mark.slow
 def test_a_task_has_several_answers_written_and_the_best_is_measured_unless_one_greedy_one_is_asked_for(
     folder, tmp_path, capsys
 ):

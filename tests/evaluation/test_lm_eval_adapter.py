@@ -24,7 +24,7 @@ from gpt_keras.evaluation.lm_eval_adapter import GPTKerasLM
 from gpt_keras.folder import save_folder
 from gpt_keras.training.loss import NextTokenLoss
 
-from ..conftest import build, program
+from ..conftest import build, program, slow_but
 from ..data.test_hub_tokenizer import write_byte_level
 
 CONTEXT = 96
@@ -60,7 +60,7 @@ CHATML = (
 )
 
 
-@pytest.fixture(scope="module", params=["sentencepiece", "byte_level"])
+@pytest.fixture(scope="module", params=slow_but(["sentencepiece", "byte_level"], "sentencepiece"))
 def folder(request):
     return request.getfixturevalue(request.param)
 
@@ -243,6 +243,7 @@ def requests(*arguments):
     return [SimpleNamespace(args=one) for one in arguments]
 
 
+@pytest.mark.slow
 def test_neither_the_batch_size_nor_the_company_changes_a_text(sentencepiece):
     model = gpt_keras.load(sentencepiece)
     options = {"until": ["\n\n"], "max_gen_toks": 16, "do_sample": True, "temperature": 0.9}
@@ -278,6 +279,7 @@ def test_the_name_of_the_tokenizer_tells_templates_apart(sentencepiece, byte_lev
     assert models[0].tokenizer_name != before
 
 
+@pytest.mark.slow
 def test_a_cache_is_filled_and_used(sentencepiece, tasks, tmp_path):
     class Idle(GPTKerasLM):
         _loglikelihood_tokens = loglikelihood_rolling = generate_until = None
@@ -293,6 +295,7 @@ def test_the_harness_finds_the_model_by_its_name(sentencepiece, tasks):
     assert found["config"]["model_num_parameters"] > 0
 
 
+@pytest.mark.slow
 def test_the_harness_s_command_knows_the_model(sentencepiece, tasks, tmp_path):
     command = [sys.executable, "-m", "gpt_keras.evaluation.lm_eval_adapter", "--model", "gpt_keras"]
     command += ["--model_args", f"path={sentencepiece}", "--batch_size", "4", "--tasks", "choices"]

@@ -95,6 +95,7 @@ def test_long_contexts_lose_tokens_from_the_left(model, scorer):
     check(scorer.score([whole]), [expected(model, *whole)])
 
 
+@pytest.mark.slow
 def test_the_number_of_compilations_is_bounded(model):
     scorer = Scorer(model, padding_id=0, batch_size=3)
     for seed in range(60):

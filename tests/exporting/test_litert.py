@@ -17,7 +17,7 @@ from gpt_keras.folder import save_folder
 from gpt_keras.litert.engine import load_with
 from gpt_keras.sampling_options import SamplingOptions
 
-from ..conftest import build, random_ids
+from ..conftest import build, random_ids, slow_but
 from ..litert.test_decoder import LLAMA, STYLES
 from ..test_commands import run
 
@@ -26,7 +26,7 @@ SHAPE = {"vocabulary_size": 512, "num_layers": 2, "hidden_dim": 32, "num_heads":
 LENGTHS = [1, 2, 8, 9, 31, 45, 140]
 
 
-@pytest.mark.parametrize("style", [name for name in STYLES if name != "short"])
+@pytest.mark.parametrize("style", slow_but([name for name in STYLES if name != "short"], "gpt2", "qwen3"))
 def test_texts_are_kerass(style, tmp_path):
     from gpt_keras.exporting.litert import export_litert
 
@@ -61,6 +61,7 @@ def test_the_functions_are_the_contracts(tokenizer, tmp_path):
         assert {"gpt_config.json", "tokenizer.model", "generation_config.json"} <= set(archive.namelist())
 
 
+@pytest.mark.slow
 def test_the_command_and_what_runs_its_file(tokenizer, tmp_path):
     config = GPTConfig(**{**SHAPE, **LLAMA})
     save_folder(build(config), tokenizer, tmp_path / "model")
@@ -81,6 +82,7 @@ def test_the_command_and_what_runs_its_file(tokenizer, tmp_path):
         assert done.returncode == 2 and message in done.stderr.decode() and done.stderr.count(b"\n") == 1
 
 
+@pytest.mark.slow
 def test_the_card_says_what_it_is_and_how_it_was_measured(tokenizer, tmp_path):
     from gpt_keras.exporting.litert import export_litert
 
@@ -99,6 +101,7 @@ def test_the_card_says_what_it_is_and_how_it_was_measured(tokenizer, tmp_path):
     assert agreement["float32"] == 100 and agreement["int4"] < agreement["int8"] and agreement["int8"] > 90
 
 
+@pytest.mark.slow
 def test_a_token_without_embedding_does_no_harm_in_8_bits(tmp_path):
     """Rows of zeros, as padding tokens often have, are rounded like others."""
     from gpt_keras.exporting.litert import export_litert
@@ -140,7 +143,7 @@ print(json.dumps(texts))
 """
 
 
-@pytest.mark.parametrize("weights", ["float32", "int8", "int4"])
+@pytest.mark.parametrize("weights", slow_but(["float32", "int8", "int4"], "float32"))
 def test_googles_engine_writes_what_ours_does(weights, tokenizer, tmp_path):
     """The bundle, in the engine that phones have, by its own Python package. In float32 Keras writes the same, else the
     file of the same weights."""
@@ -184,7 +187,7 @@ print(json.dumps(texts))
 """
 
 
-@pytest.mark.parametrize("begins", [True, False])
+@pytest.mark.parametrize("begins", slow_but([True, False], True))
 def test_googles_engine_answers_as_keras_does(begins, tokenizer, tmp_path):
     """Conversations, by the chat template in the bundle; also where the template writes the begin token itself."""
     model = build(GPTConfig(**{**SHAPE, **LLAMA, "tie_embeddings": False, "initializer_range": 0.3}))

@@ -17,7 +17,7 @@ from gpt_keras.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.language_model import LanguageModel
 
-from ..conftest import build, program
+from ..conftest import build, program, slow_but
 from ..data.test_hub_tokenizer import write_byte_level
 
 pytestmark = pytest.mark.tensorflow
@@ -112,11 +112,12 @@ def generate_without_keras(exported, prompts, how="together") -> list[str]:
     return [text for line in done.stdout.splitlines() for text in json.loads(line)]
 
 
-@pytest.mark.parametrize("how", ["together", "one by one"])
+@pytest.mark.parametrize("how", slow_but(["together", "one by one"], "together"))
 def test_greedy_text_equals_generate_without_keras(lm, exported, how):
     assert generate_without_keras(exported, PROMPTS, how) == lm.generate(PROMPTS, max_new_tokens=NEW)
 
 
+@pytest.mark.slow
 def test_a_model_that_ends_at_once_gives_empty_texts_and_no_texts_give_none(lm, tmp_path):
     from gpt_keras.exporting.saved_model import export_saved_model
 
@@ -171,6 +172,7 @@ def test_the_graph_needs_nothing_but_tensorflow_and_tensorflow_text(exported):
     assert not any("_XlaMustCompile" in f.attr and f.attr["_XlaMustCompile"].b for f in graph.library.function)
 
 
+@pytest.mark.slow
 def test_versions_count_up_and_nothing_half_written_is_seen(lm, exported):
     from gpt_keras.exporting.saved_model import export_saved_model
 
@@ -295,6 +297,7 @@ def test_a_rows_sample_does_not_depend_on_its_neighbours(loaded):
     assert twice[0] == twice[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", ["learned", "rotary"])
 def test_a_long_prompt_and_a_long_continuation_in_one_batch_stay_in_the_context(lm, position):
     import tensorflow as tf
@@ -423,6 +426,7 @@ def test_warm_up_requests_run_with_the_defaults_of_their_signature(exported, loa
     assert sorted(seen) == sorted(loaded.signatures)
 
 
+@pytest.mark.slow
 def test_a_loader_of_tensorflow_1_runs_it_and_fills_in_the_defaults_by_hand(exported, lm):
     """TF Serving's kind: a session, the signature's tensor names, the init operation."""
     import tensorflow as tf
@@ -436,6 +440,7 @@ def test_a_loader_of_tensorflow_1_runs_it_and_fills_in_the_defaults_by_hand(expo
     assert text.decode() == lm.generate("def parse_line(", max_new_tokens=NEW)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("weights", "share"), [("bfloat16", 0.5), ("int8", 0.25)])
 def test_narrow_weights_make_a_smaller_file_that_says_nearly_the_same(lm, exported, tmp_path, weights, share):
     from gpt_keras.exporting.saved_model import export_saved_model
@@ -450,6 +455,7 @@ def test_narrow_weights_make_a_smaller_file_that_says_nearly_the_same(lm, export
     assert call(narrowed, "serving_default", text=texts) == call(again, "serving_default", text=texts)
 
 
+@pytest.mark.slow
 def test_narrow_weights_are_widened_for_a_loader_of_tensorflow_1(lm, tmp_path):
     import tensorflow as tf
 
@@ -481,7 +487,7 @@ LLAMA2 = (
 """Strips its turns, and insists on their order."""
 
 
-@pytest.fixture(scope="module", params=["chatml", "llama2"])
+@pytest.fixture(scope="module", params=slow_but(["chatml", "llama2"], "chatml"))
 def chatting(request, lm, tmp_path_factory):
     """A model with a template, and its SavedModel."""
     from gpt_keras.exporting.saved_model import export_saved_model
@@ -541,6 +547,7 @@ def test_an_order_that_the_template_refuses_is_an_error(chatting):
         call(loaded, "chat", roles=[["user", "user"]], contents=[["a", "b"]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("template", "why"),
     [
@@ -559,6 +566,7 @@ def test_a_template_that_no_graph_can_follow_is_left_out_and_said(lm, tmp_path, 
     assert set(load(path).signatures) == FUNCTIONS
 
 
+@pytest.mark.slow
 def test_a_model_with_byte_level_bpe_is_exported_too(lm, tmp_path):
     from gpt_keras.exporting.saved_model import export_saved_model
 

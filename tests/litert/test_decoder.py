@@ -10,7 +10,7 @@ from gpt_keras.litert.decoder import LiteRTDecoder
 from gpt_keras.litert.runtime import LiteRTFile
 from gpt_keras.sampling_options import SamplingOptions
 
-from ..conftest import build, random_ids
+from ..conftest import build, random_ids, slow_but
 
 pytestmark = pytest.mark.tensorflow
 CONTEXT = 400
@@ -40,7 +40,7 @@ def make(model, weights, folder):
     return LiteRTDecoder(LiteRTFile(folder / "model.tflite", folder / "packed"), model.config)
 
 
-@pytest.fixture(scope="module", params=STYLES)
+@pytest.fixture(scope="module", params=slow_but(STYLES, "qwen3"))
 def pair(request, tmp_path_factory):
     model = build(GPTConfig(**{**SHAPE, **STYLES[request.param]}))
     return model, make(model, "float32", tmp_path_factory.mktemp(request.param))
@@ -105,7 +105,9 @@ def test_beam_search_and_a_context_that_slides(llama):
         assert [row[0].token_ids for row in ours] == [row[0].token_ids for row in theirs]
 
 
-@pytest.mark.parametrize(("weights", "error", "size"), [("int8", 0.03, 1.0), ("int4", 0.3, 0.5)])
+@pytest.mark.parametrize(
+    ("weights", "error", "size"), [("int8", 0.03, 1.0), pytest.param("int4", 0.3, 0.5, marks=pytest.mark.slow)]
+)
 def test_quantized_weights_stay_close_and_small(weights, error, size, tmp_path):
     model = build(GPTConfig(**{**SHAPE, **LLAMA, "hidden_dim": 128, "vocabulary_size": 2048, "num_layers": 3}))
     decoder = make(model, weights, tmp_path)

@@ -17,7 +17,7 @@ from gpt_keras.litert.engine import load_with
 from gpt_keras.litert.worker import WorkerError
 from gpt_keras.sampling_options import SamplingOptions
 
-from ..conftest import build
+from ..conftest import build, slow_but
 
 pytestmark = pytest.mark.tensorflow
 PROMPTS = ["def main(", "import os\n", "x"]
@@ -34,6 +34,7 @@ def folders(tmp_path):
     return [path for path in (tmp_path / "cache" / "litert").iterdir() if path.is_dir()]
 
 
+@pytest.mark.slow
 def test_a_file_is_made_once_for_what_a_model_holds(folder, config, tokenizer, tmp_path):
     said = []
     expected = gpt_keras.load(folder).generate(PROMPTS, max_new_tokens=8)
@@ -61,6 +62,7 @@ def test_all_that_ends_a_text_does(folder, tokenizer, tmp_path):
     assert load_with(folder, "litert").tokenizer.end_ids == {tokenizer.end_id, 300, 301}
 
 
+@pytest.mark.slow
 def test_an_open_file_takes_no_memory_until_it_is_run(folder, tmp_path):
     lm = load_with(folder, "litert")
     (made,) = folders(tmp_path)
@@ -74,7 +76,7 @@ def test_an_open_file_takes_no_memory_until_it_is_run(folder, tmp_path):
     assert lm.generate(PROMPTS, max_new_tokens=8) and sum(mapped()) > 0
 
 
-@pytest.mark.parametrize("exported", [False, True])
+@pytest.mark.parametrize("exported", slow_but([False, True], True))
 def test_threads_take_turns(exported, folder, tmp_path):
     keras = gpt_keras.load(folder)
     expected, found = keras.generate(PROMPTS, max_new_tokens=24), {}
@@ -93,6 +95,7 @@ def test_threads_take_turns(exported, folder, tmp_path):
     assert found == {place: [text] * 12 for place, text in enumerate(expected)}
 
 
+@pytest.mark.slow
 def test_several_make_it_once(folder, tmp_path):
     said = []
     threads = [threading.Thread(target=load_with, args=(folder, "litert", True, False, said.append)) for _ in range(3)]
@@ -134,6 +137,7 @@ def test_a_process_of_its_own_writes_the_same_and_may_die(folder):
     assert process.poll() == 0
 
 
+@pytest.mark.slow
 def test_a_process_that_cannot_begin_is_told(folder):
     made = store.obtain(str(folder), "float32")
     (made / "model.tflite").write_bytes(b"TFL3" * 1000)

@@ -17,7 +17,14 @@ CONTEXT = 700
 SHAPE = {"vocabulary_size": 96, "num_layers": 2, "hidden_dim": 32, "num_heads": 4, "context_length": CONTEXT}
 
 
-@pytest.fixture(scope="module", params=["learned", "rotary", pytest.param("litert", marks=pytest.mark.tensorflow)])
+KINDS = [
+    "learned",
+    pytest.param("rotary", marks=pytest.mark.slow),
+    pytest.param("litert", marks=pytest.mark.tensorflow),
+]
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def generator(request, tmp_path_factory):
     style = {"position": "learned"} if request.param == "learned" else {"position": "rotary", "num_key_value_heads": 2}
     model = build(GPTConfig(**SHAPE, **style))

@@ -57,6 +57,7 @@ def test_weights_and_optimizer_are_divided_among_the_devices(meshes):
             assert whole[what] / devices <= meshes[name][what] < 1.1 * whole[what] / devices, (name, what)
 
 
+@pytest.mark.slow
 def test_other_shapes_and_optimizers_are_equal_too():
     gpt2 = {"position": "learned", "normalization": "layer_norm", "feed_forward": "gelu", "use_bias": True,
             "qk_norm": False}  # fmt: skip

@@ -62,6 +62,7 @@ def test_a_dry_run_only_tells(arguments, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_rematerialization_and_parts_are_in_the_estimate(tmp_path):
     sizes = []
     for more in ([], ["--accumulate", 8], ["--rematerialize"]):

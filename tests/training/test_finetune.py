@@ -27,6 +27,7 @@ from gpt_keras.training.checkpoint import newest_step
 from gpt_keras.training.loss import NextTokenLoss, weighted_tokens
 from gpt_keras.training.record import read_metrics
 
+from ..conftest import slow_but
 from ..test_vocabulary_loss import value_and_gradients
 
 TASKS = ("sentiment", "summarization", "paraphrase", "code", "debugging", "chat", "content", "preference")
@@ -53,7 +54,7 @@ def base(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", slow_but(TASKS, "sentiment", "preference"))
 def test_every_task_runs_with_no_data(task, base, tmp_path):
     arguments = (base, "--task", task, "--steps", 2, "--context-length", 512, "--batch-size", 2, "--evaluations", 1,
                  "--precision", "float32", "--watch-records", 1, "--run-dir", tmp_path / "run")  # fmt: skip
@@ -65,7 +66,7 @@ def test_every_task_runs_with_no_data(task, base, tmp_path):
     assert (tmp_path / "run" / "loss.png").exists() and (tmp_path / "run" / "samples.md").exists()
 
 
-@pytest.mark.parametrize("int8", [(), ("--int8",)])
+@pytest.mark.parametrize("int8", slow_but([(), ("--int8",)], ()))
 def test_an_adapter_learns_and_opens_as_the_base_with_it(int8, base, tmp_path, capsys):
     import torch
     from peft import AutoPeftModelForCausalLM
@@ -94,6 +95,7 @@ def test_an_adapter_learns_and_opens_as_the_base_with_it(int8, base, tmp_path, c
     assert isinstance(lm.chat([{"role": "user", "content": "Hello"}], max_new_tokens=3), str)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_stopped(base, tmp_path):
     arguments = (base, "--task", "paraphrase", *SHORT, "--patience", 0, "--evaluation-steps", 100)
     whole, halves = tmp_path / "whole", tmp_path / "halves"
@@ -105,6 +107,7 @@ def test_a_run_goes_on_where_it_stopped(base, tmp_path):
     np.testing.assert_allclose(one, two, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_told_is_of_the_checkpoint_that_is_saved(base, tmp_path):
     """A learning rate that spoils the model: the best checkpoint is an early one, and patience ends the run."""
     folder = tmp_path / "run"
@@ -123,6 +126,7 @@ def test_what_is_told_is_of_the_checkpoint_that_is_saved(base, tmp_path):
     assert found.nats.sum() / found.tokens.sum() == pytest.approx(metrics["validation_loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_not_taken_for_the_finished_one(base, tmp_path):
     arguments = (base, "--task", "chat", *SHORT, "--run-dir", tmp_path / "run")
     assert run(*arguments, "--steps", 1) == 0

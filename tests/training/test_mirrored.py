@@ -32,6 +32,7 @@ def train(folder: Path, source: str, devices: int, *more: str) -> subprocess.Com
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["--optimizer", "muon"], ["--optimizer", "adamw", "--mask-documents"]])
 def test_two_devices_equal_one(source, tmp_path, options):
     for devices, steps, more in (
@@ -61,6 +62,7 @@ def test_what_it_cannot_do_is_refused_by_name(source, tmp_path, options):
     assert "over several devices needs JAX: --backend jax" in line and line.count("--") > 1, done.stderr
 
 
+@pytest.mark.slow
 def test_on_one_device_auto_refuses_nothing(source, tmp_path):
     options = ["--distribution", "auto", "--accumulate", "2", "--ema", "0.9"]
     done = train(tmp_path / "run", source, 1, "--steps", "1", *options)

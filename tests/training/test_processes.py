@@ -73,6 +73,7 @@ def reference(source, tmp_path_factory) -> list[float]:
     return losses(folder)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_another_mesh(source, tmp_path):
     for steps, more in (("5", ["--mesh", "2x4"]), ("8", [])):
         [(code, errors)] = Run(tmp_path, source, "--steps", steps, "--schedule", "linear", "--decay", "0",
@@ -96,10 +97,12 @@ def kill_one(folder: Path, source: str, number: int, *more: str) -> None:
     assert first.exists()
 
 
+@pytest.mark.slow
 def test_without_the_first_process_the_other_ends(source, tmp_path):
     kill_one(tmp_path, source, 0)
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_after_a_kill(source, tmp_path, reference):
     folder = tmp_path / "run"
     mesh = ["--distribution", "model", "--mesh"]
@@ -144,6 +147,7 @@ def test_what_cannot_be_is_told_in_one_line(source, tmp_path, arguments, words):
     assert code == 2 and words in errors.splitlines()[-1], errors
 
 
+@pytest.mark.slow
 def test_slurm_tells_the_processes(source, tmp_path):
     """As `srun --ntasks 2` sets the environment."""
     processes = []

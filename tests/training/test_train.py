@@ -136,6 +136,7 @@ KILLS = int(os.environ.get("GPT_KERAS_TEST_KILLS", "3"))
 """More of them take longer."""
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_goes_on_to_the_same_losses(uninterrupted, tmp_path):
     arguments, whole, seconds = uninterrupted
     draw = random.Random()
@@ -167,6 +168,7 @@ def test_a_run_killed_at_random_moments_goes_on_to_the_same_losses(uninterrupted
     print(f"{kills} kills of {runs} runs")
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_a_checkpoint_and_nothing_else(source, tmp_path):
     """As the system says that a file may not grow beyond 1 MB, which only the second checkpoint's do."""
     arguments = ["--data", source, *SMALL, "--evaluations", 0, "--checkpoint-steps", 4, "--export-dir", "null"]
@@ -223,6 +225,7 @@ def test_harmless_changes_are_told_and_others_refused_with_all_differences(unint
     assert "was begun with --optimizer muon, not adamw; with num_layers 2, not 3" in refused.stderr
 
 
+@pytest.mark.slow
 def test_prepared_corpora_are_mixed(corpus, tokenizer, tmp_path):
     (tmp_path / "more.txt").write_text("\n\n".join(program(5000 + i) for i in range(100)))
     prepare(str(tmp_path / "more.txt"), tokenizer, tmp_path / "more")
