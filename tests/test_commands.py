@@ -149,6 +149,7 @@ def chat_folder(config, tokenizer, tmp_path):
     return tmp_path / "chat"
 
 
+@pytest.mark.slow
 def test_chat_keeps_the_conversation_and_obeys_its_commands(chat_folder, tmp_path):
     saved = tmp_path / "saved.json"
     lines = ["hello", "and?", f"/save {saved}", "/reset", "/system be kind", "again", f"/save {saved}2", "/nonsense"]

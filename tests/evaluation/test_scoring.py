@@ -49,6 +49,7 @@ def check(found: list[Scored], wanted: list[Scored]) -> None:
     np.testing.assert_allclose([one.nats for one in found], [one.nats for one in wanted], atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.slow
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 60), st.integers(0, CONTEXT)), max_size=11), seed=st.integers(0, 2**20)
 )

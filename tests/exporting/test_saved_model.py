@@ -487,7 +487,7 @@ LLAMA2 = (
 """Strips its turns, and insists on their order."""
 
 
-@pytest.fixture(scope="module", params=slow_but(["chatml", "llama2"], "chatml"))
+@pytest.fixture(scope="module", params=slow_but(["chatml", "llama2"]))
 def chatting(request, lm, tmp_path_factory):
     """A model with a template, and its SavedModel."""
     from gpt_keras.exporting.saved_model import export_saved_model

@@ -164,7 +164,7 @@ class Server:
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     def wait_ready(self) -> None:
-        wait_until(lambda: self.ask("GET", "/readyz")[0] == 200)
+        wait_until(lambda: self.ask("GET", "/readyz")[0] == 200, 300)
 
     def end(self, kill: bool = False) -> int:
         if kill:

@@ -15,7 +15,7 @@ from ..conftest import build
 from ..data.test_hub_tokenizer import write_byte_level
 from .conftest import Server
 
-pytestmark = pytest.mark.tensorflow
+pytestmark = [pytest.mark.tensorflow, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ["def parse_line(", "", "é🎉"]

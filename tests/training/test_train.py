@@ -195,7 +195,8 @@ def test_bfloat16_learns_as_float32_does(tmp_path):
     assert last["mixed_bfloat16"] == pytest.approx(last["float32"], rel=0.01)
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_told_to_stop_saves_and_goes_on_to_the_same_losses(uninterrupted, tmp_path, how):
     arguments, whole, _ = uninterrupted
     arguments = [*arguments, "--checkpoint-minutes", "60"]  # so that what is there was saved for the signal
@@ -215,6 +216,7 @@ def test_a_run_told_to_stop_saves_and_goes_on_to_the_same_losses(uninterrupted, 
     assert losses(tmp_path / "run") == losses(whole)
 
 
+@pytest.mark.slow
 def test_harmless_changes_are_told_and_others_refused_with_all_differences(uninterrupted, source):
     arguments, whole, _ = uninterrupted
     told = train(*arguments[:-6], "--steps", 201, "--export-dir", "null", "--run-dir", whole, "--learning-rate", "0.01")
@@ -240,6 +242,7 @@ def test_prepared_corpora_are_mixed(corpus, tokenizer, tmp_path):
     assert other.returncode == 2 and "was begun with --data" in other.stderr
 
 
+@pytest.mark.slow
 def test_little_text_makes_a_small_vocabulary(tmp_path):
     """As it is where none was asked for; a number that was is an error, see `BAD`."""
     text = write(tmp_path, "small.txt", "\n\n".join(program(i) for i in range(12)).encode())

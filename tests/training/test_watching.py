@@ -130,6 +130,7 @@ def test_logging_to_wandb_without_the_package_is_refused(monkeypatch):
         TrainOptions(wandb="x")
 
 
+@pytest.mark.slow
 def test_accumulation_rematerialization_and_averages_train(source, tmp_path):
     done = train("--data", source, *SMALL, "--steps", 12, "--run-dir", tmp_path / "run", "--export-dir", "null",
                  "--accumulate", 2, "--rematerialize", "--ema", 0.9, "--z-loss", 1e-4, "--label-smoothing", 0.1,
