@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20
 # What does not depend on the backend is tested once.
-MODEL_SIDE := tests --ignore=tests/data --ignore=tests/tasks --ignore=tests/evaluation/test_sandbox.py --ignore=tests/test_config.py
+MODEL_SIDE := tests --ignore=tests/data --ignore=tests/tasks --ignore=tests/evaluation/test_sandbox.py --ignore=tests/test_config.py \
+	--ignore=tests/serving/test_tf_serving_json.py
 # Elsewhere tests compile with few optimizations, to save time (tests/conftest.py); these with all of them, too.
 OPTIMIZED := tests/test_kernels.py
 .DEFAULT_GOAL := help

@@ -25,11 +25,11 @@ SUITE = {
     "default_run": "default_run",
     "training": "training --turns 1 --steps 6 "
     "--systems '{ours},keras_hub tensorflow {mixed},keras layers {mixed},torch eager {dtype},torch compile'",
-    "finetuning": "finetuning --quick --batch-size 2 --systems 'gpt_keras tensorflow auto,transformers {dtype}'",
+    "finetuning": "finetuning --quick --batch-size {rows} --systems 'gpt_keras tensorflow auto,transformers {dtype}'",
     "data": "data --quick",
     "data_beam": "data --beam --quick",
     "tokenizers": "tokenizers --quick",
-    "generation": "generation --quick --new-tokens 32",
+    "generation": "generation --quick --new-tokens 32 --systems {engines}",
     "serving": "serving --quick --new-tokens 32",
     "edge": "edge smollm2 --quick",
     "quality": "quality",
@@ -42,6 +42,15 @@ MORE = {
     "engines": "engines --texts 8 --new-tokens 32 --environments build/engines",
 }
 """The same, of those that --all adds."""
+FAST = {"ours": "gpt_keras", "dtype": "bfloat16", "mixed": "mixed_bfloat16", "rows": 4, "engines": "''"}
+SLOW = {
+    "ours": "gpt_keras tensorflow auto,gpt_keras jax",
+    "dtype": "float32",
+    "mixed": "float32",
+    "rows": 1,
+    "engines": "tensorflow litert torch CTranslate2 'llama.cpp float32' q8_0",
+}
+"""What is in braces, on a machine that multiplies in bfloat16 and on another, where `auto` is float32."""
 
 
 def main() -> None:
@@ -70,11 +79,7 @@ def main() -> None:
 
 def arguments(name: str) -> list[str]:
     """Of the benchmark of this name, on this machine."""
-    if report.computes_bfloat16():
-        machine = {"ours": "gpt_keras", "dtype": "bfloat16", "mixed": "mixed_bfloat16"}
-    else:  # where our float32 is what auto chooses
-        machine = {"ours": "gpt_keras tensorflow auto,gpt_keras jax", "dtype": "float32", "mixed": "float32"}
-    return shlex.split((SUITE.get(name) or MORE[name]).format(**machine))
+    return shlex.split((SUITE.get(name) or MORE[name]).format(**(FAST if report.computes_bfloat16() else SLOW)))
 
 
 def run(name: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,8 @@ Measure = Callable[["Case", int], list[float]]
 """A shape and a number of steps, to the seconds of each step; compilation and the first steps are not among them."""
 
 WARM_UP = 3
+PATIENCE = 8.0
+"""Seconds, after which no further step is begun once two are measured."""
 LEARNING_RATE = 1e-3
 PACKAGES = {"tensorflow": "tensorflow", "jax": "jax", "keras_hub": "keras-hub", "torch": "torch"}
 """What is imported to what is installed."""
@@ -71,12 +73,17 @@ class System:
 
 
 def _timed(step: Callable[[], Any], steps: int) -> list[float]:
-    seconds = []
-    for _ in range(WARM_UP + steps):
+    seconds: list[float] = []
+    while len(seconds) < WARM_UP + steps and not _enough(seconds[WARM_UP:]):
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
     return seconds[WARM_UP:]
+
+
+def _enough(seconds: Sequence[float]) -> bool:
+    """Whether so many steps that took so long are enough."""
+    return len(seconds) > 1 and sum(seconds) > PATIENCE
 
 
 def _fit(model: Any, case: Case, steps: int) -> list[float]:
@@ -89,6 +96,7 @@ def _fit(model: Any, case: Case, steps: int) -> list[float]:
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             float(logs["loss"])  # waits for the step
             ends.append(time.perf_counter())
+            self.model.stop_training = _enough(np.diff(ends)[WARM_UP:])
 
     tokens, count = case.tokens, WARM_UP + steps + 1
     data: Any = ((tokens[:, :-1], tokens[:, 1:]) for _ in range(count))  # needs no TensorFlow

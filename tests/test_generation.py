@@ -276,3 +276,16 @@ def test_score_is_the_log_probability(lm):
 def test_options_that_contradict_each_other_are_named(options, message):
     with pytest.raises(InputError, match=message):
         SamplingOptions(**options)
+
+
+@pytest.mark.tensorflow
+def test_a_model_that_is_let_go_takes_its_graphs_with_it(config):
+    import gc
+
+    def graphs() -> int:
+        gc.collect()
+        return sum(type(thing).__name__ == "FuncGraph" for thing in gc.get_objects())
+
+    before = graphs()
+    Generator(build(config), None).complete([[1, 2]], SamplingOptions(max_new_tokens=3))
+    assert graphs() <= before

@@ -11,7 +11,7 @@ import pytest
 
 from gpt_keras.training.record import read_metrics
 
-from ..conftest import TENSORFLOW, virtual_devices
+from ..conftest import TENSORFLOW, slow_but, virtual_devices
 
 pytestmark = pytest.mark.skipif(TENSORFLOW, reason="what JAX does; test_mirrored.py has TensorFlow's")
 
@@ -121,6 +121,7 @@ def test_two_processes_go_on_after_a_kill(source, tmp_path, reference):
     assert len(losses(folder)) == 17
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_behind_the_same_step(source, tmp_path):
     run = Run(tmp_path, source, "--steps", "100000", "--sample-steps", "50", processes=2)
     run.wait_for_step(6)
@@ -130,19 +131,20 @@ def test_a_signal_to_one_process_stops_all_behind_the_same_step(source, tmp_path
     assert (tmp_path / "checkpoints" / f"step_{step:08d}" / "state.json").is_file()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--distribution", "model", "--mesh", "3x5"], "--mesh 3x5 asks for 15 devices: there are 8"),
-        (["--distribution", "data", "--mesh", "2x4"], "--distribution model"),
-        (["--distribution", "data", "--batch-size", "12"], "cannot be divided among 8 devices"),
-        (["--distribution", "data", "--mesh", "two"], "--mesh must be two numbers of devices, as 2x4, not two"),
-        (["--coordinator", "127.0.0.1:1"], "--processes is missing"),
-        (["--coordinator", "nowhere", "--processes", "2", "--process", "0"], "HOST:PORT"),
-        (["--coordinator", "127.0.0.1:1", "--processes", "2", "--process", "2"], "--process must be from 0 to 1"),
-    ],
-)
-def test_what_cannot_be_is_told_in_one_line(source, tmp_path, arguments, words):
+BAD = [
+    (["--distribution", "model", "--mesh", "3x5"], "--mesh 3x5 asks for 15 devices: there are 8"),
+    (["--distribution", "data", "--mesh", "2x4"], "--distribution model"),
+    (["--distribution", "data", "--batch-size", "12"], "cannot be divided among 8 devices"),
+    (["--distribution", "data", "--mesh", "two"], "--mesh must be two numbers of devices, as 2x4, not two"),
+    (["--coordinator", "127.0.0.1:1"], "--processes is missing"),
+    (["--coordinator", "nowhere", "--processes", "2", "--process", "0"], "HOST:PORT"),
+    (["--coordinator", "127.0.0.1:1", "--processes", "2", "--process", "2"], "--process must be from 0 to 1"),
+]
+
+
+@pytest.mark.parametrize("case", slow_but(range(len(BAD)), 0, 4))
+def test_what_cannot_be_is_told_in_one_line(source, tmp_path, case):
+    arguments, words = BAD[case]
     [(code, errors)] = Run(tmp_path / "run", source, "--steps", "1", *arguments).end()
     assert code == 2 and words in errors.splitlines()[-1], errors
 
