@@ -44,7 +44,7 @@ MORE = {
 """The same, of those that --all adds."""
 FAST = {"ours": "gpt_keras", "dtype": "bfloat16", "mixed": "mixed_bfloat16", "rows": 4, "engines": "''"}
 SLOW = {
-    "ours": "gpt_keras tensorflow auto,gpt_keras jax",
+    "ours": "gpt_keras tensorflow auto",
     "dtype": "float32",
     "mixed": "float32",
     "rows": 1,

@@ -99,7 +99,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--prefill-length", type=int, default=256)
     parser.add_argument("--systems", nargs="+", default=[""], help="only those whose name holds one of these")
-    parser.add_argument("--quick", action="store_true", help="one turn instead of three")
+    parser.add_argument("--quick", action="store_true", help="one turn instead of three, of fewer calls")
     parser.add_argument("--json", action="store_true")
     for private in ("--system", "--prepare", "--folder"):
         parser.add_argument(private, help=argparse.SUPPRESS)
@@ -165,7 +165,7 @@ def run_system(task: str, name: str, folder: str, options: argparse.Namespace) -
     arguments = [task, name, "--folder", folder, "--preset", options.preset]
     for number in ("prompt_length", "new_tokens", "prefill_length"):
         arguments += [f"--{number.replace('_', '-')}", str(getattr(options, number))]
-    arguments += ["--batch-sizes", *map(str, options.batch_sizes)]
+    arguments += ["--batch-sizes", *map(str, options.batch_sizes), *(["--quick"] if options.quick else [])]
     environment = {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
     return report.in_own_process("benchmarks.generation", arguments, {**environment, **SYSTEMS[name].environment})
 
@@ -221,7 +221,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     figures = {first.title: first.figure(seconds)}
     for case in others:
         # The first call of a shape traces and compiles: it is never the fastest.
-        repeats = 5 if case.new_tokens == 1 else 4
+        repeats = 3 if options.quick else 5 if case.new_tokens == 1 else 4
         figures[case.title] = case.figure(min(timed(generate, prompts, case)[0] for _ in range(repeats)))
     return {"figures": figures, "tokens": tokens[0][:COMPARED_TOKENS]}
 
