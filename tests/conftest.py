@@ -35,6 +35,8 @@ from gpt_keras.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from gpt_keras.data.shards import Corpus
 
 TENSORFLOW = os.environ["KERAS_BACKEND"] == "tensorflow"
+PATIENCE = 300.0
+"""Seconds until a test takes what it waits for to hang: many times what it takes on a quiet machine."""
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell's `&` starts us, and the programs that we interrupt
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -12,7 +12,7 @@ import gpt_keras
 from gpt_keras.folder import save_folder
 from gpt_keras.language_model import LanguageModel
 
-from .conftest import TENSORFLOW, build
+from .conftest import PATIENCE, TENSORFLOW, build
 
 
 def run(module, *arguments, **kwargs) -> subprocess.CompletedProcess:
@@ -20,7 +20,7 @@ def run(module, *arguments, **kwargs) -> subprocess.CompletedProcess:
         [sys.executable, "-m", f"gpt_keras.{module}", *map(str, arguments)],
         capture_output=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE,
         **kwargs,
     )
 
@@ -179,7 +179,7 @@ def test_interrupting_an_answer_does_not_end_the_chat(chat_folder, tmp_path):
     process.stdin.flush()
     first = process.stdout.read(1)  # the answer has begun
     process.send_signal(signal.SIGINT)
-    output, error = process.communicate(f"/save {saved}\n".encode(), timeout=120)
+    output, error = process.communicate(f"/save {saved}\n".encode(), timeout=PATIENCE)
     assert process.returncode == 0, error
     assert b"[stopped]" in output
     messages = json.loads(saved.read_text("utf-8"))["messages"]
@@ -240,7 +240,7 @@ def test_one_name_for_all_commands():
 
     def gpt_keras_command(*arguments):
         command = [sys.executable, "-m", "gpt_keras", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
 
     modules = Path(gpt_keras.__file__).parent.glob("*.py")
     assert set(COMMANDS) == {path.stem for path in modules if "\ndef cli() -> int:" in path.read_text("utf-8")}

@@ -17,7 +17,7 @@ from gpt_keras.folder import save_folder
 from gpt_keras.inspect import InspectOptions, main, show
 from gpt_keras.language_model import LanguageModel
 
-from .conftest import build, random_ids
+from .conftest import PATIENCE, build, random_ids
 
 BASE = GPTConfig(
     vocabulary_size=512, context_length=64, num_layers=2, hidden_dim=32, num_heads=4, initializer_range=0.3
@@ -150,7 +150,7 @@ def test_drawing_leaves_pyplot_alone():
 def test_the_command_draws_and_prints(lm, tmp_path):
     lm.save(tmp_path / "model")
     arguments = [sys.executable, "-m", "gpt_keras.inspect", "model", "--prompt", PROMPT, "--top", "3", "--json"]
-    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, check=False, timeout=300)
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout.splitlines()[-1])
     expected = look(lm, PROMPT, top=3)

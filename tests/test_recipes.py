@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from .conftest import PATIENCE
+
 RECIPES = sorted((Path(__file__).parents[1] / "pipelines" / "recipes").glob("*.yaml"))
 
 
@@ -26,7 +28,7 @@ def test_a_recipe_runs(recipe, source, tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["metrics"]["steps"] == 2

@@ -23,6 +23,8 @@ from tests.conftest import program, slow_but
 from tests.data.test_preparation import sentence
 from tests.data.test_shards import contents, decoded
 
+from ..conftest import PATIENCE
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
@@ -213,7 +215,7 @@ def test_the_commands_in_the_documentation_are_known_to_beam():
 
 def run(*arguments) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "gpt_keras.corpus", "prepare", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
 
 
 @pytest.mark.slow
@@ -237,7 +239,7 @@ def test_a_job_server_such_as_flinks_runs_it(folder, tokenizer, tmp_path):
     command = [sys.executable, "-m", module, "-p", "0", "--port_file", str(port)]
     with subprocess.Popen(command, stdout=log, stderr=log) as server:
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + PATIENCE
             while not (port.exists() and port.read_text()) and time.monotonic() < deadline:
                 time.sleep(0.1)
             flags = ("--runner", "FlinkRunner", f"--job_endpoint=localhost:{port.read_text()}")

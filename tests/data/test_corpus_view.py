@@ -12,12 +12,14 @@ from gpt_keras.data.finetuning import PackedBatches, read_examples
 from gpt_keras.data.pretraining import Batches
 from tests.conftest import program
 
+from ..conftest import PATIENCE
+
 NAMES = ("find", "take", "give", "hold", "turn")
 
 
 def inspect(*arguments) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "gpt_keras.corpus", "inspect", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
 
 
 @pytest.fixture

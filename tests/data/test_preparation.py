@@ -19,6 +19,8 @@ from gpt_keras.data.sources import open_source, parse_weight
 from tests.conftest import program
 from tests.data.test_shards import contents, decoded
 
+from ..conftest import PATIENCE
+
 WORDS = [f"{a}{b}{c}" for a in ("ka", "to", "mi", "ser", "bo") for b in ("na", "ri", "lu") for c in ("", "t", "sk")]
 
 
@@ -68,7 +70,7 @@ def test_a_preparation_killed_again_and_again_gives_the_same_bytes(large, tokeni
         return [path.read_bytes() for path in found if path.exists()]
 
     whole = start(tmp_path / "whole", 2)
-    assert whole.wait(timeout=300) == 0, whole.stderr.read()
+    assert whole.wait(timeout=PATIENCE) == 0, whole.stderr.read()
     draw, kills = random.Random(1), 0
     while kills < 8:
         before, process = notes(), start(tmp_path / "killed", 1 + kills % 2)
@@ -83,7 +85,7 @@ def test_a_preparation_killed_again_and_again_gives_the_same_bytes(large, tokeni
         assert process.returncode == -signal.SIGKILL, process.stderr.read()
     assert kills > 2
     process = start(tmp_path / "killed", 2)
-    assert process.wait(timeout=300) == 0, process.stderr.read()
+    assert process.wait(timeout=PATIENCE) == 0, process.stderr.read()
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert not (tmp_path / "killed.preparing").exists()
 
@@ -108,7 +110,7 @@ def test_workers_end_with_the_process_that_started_them(large, tokenizer, tmp_pa
         time.sleep(0.05)
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while any(os.path.exists(f"/proc/{pid}") for pid in started) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert started and not any(os.path.exists(f"/proc/{pid}") for pid in started)

@@ -14,6 +14,8 @@ from gpt_keras.data.pretraining import Batches, documents_in, mix, permute, vali
 from gpt_keras.data.shards import Corpus
 from tests.conftest import program
 
+from ..conftest import PATIENCE
+
 
 @given(size=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
 @settings(max_examples=50, deadline=None)
@@ -208,4 +210,4 @@ def test_a_program_ends_while_batches_are_made_ahead(corpus):
         f"batches = Batches(Corpus({str(corpus.folder)!r}).streams['train'], 512, 16)\n"
         "iterator = iter(batches.dataset())\nnext(iterator)\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE)

@@ -17,6 +17,8 @@ from gpt_keras.data.sources import open_source
 from gpt_keras.data.tokenizer import TextStream, Tokenizer
 from tests.conftest import program
 
+from ..conftest import PATIENCE
+
 # Any string without NUL and lone surrogates, rich in what tokenizers like to lose.
 SPACES = [
     "\n",
@@ -204,10 +206,10 @@ def test_interrupt_during_training_leaves_nothing_behind(tmp_path):
         start_new_session=True,
         env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not list(tmp_path.glob("tmp/*/model")) and time.monotonic() < deadline:  # SentencePiece is at work
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
-    _, error = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=PATIENCE)
     assert (process.returncode, error) == (130, "interrupted\n")
     assert [path.name for path in tmp_path.rglob("*")] == ["tmp"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ..conftest import build
+from ..conftest import PATIENCE, build
 
 WRITE = '''
 import os, sys
@@ -148,7 +148,7 @@ class Server:
 
     def ask(self, method: str, path: str, body=None, headers=None):
         """Status, headers, and body, parsed where it is JSON."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         content = body if isinstance(body, (bytes, str, type(None))) else json.dumps(body)
         connection.request(method, path, content, headers or {})
         answer = connection.getresponse()
@@ -164,19 +164,19 @@ class Server:
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     def wait_ready(self) -> None:
-        wait_until(lambda: self.ask("GET", "/readyz")[0] == 200, 300)
+        wait_until(lambda: self.ask("GET", "/readyz")[0] == 200)
 
     def end(self, kill: bool = False) -> int:
         if kill:
             self.process.kill()
         else:
             self.process.terminate()
-        code = self.process.wait(30)
-        self._reader.join(10)
+        code = self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
         return code
 
 
-def wait_until(holds, seconds: float = 60.0) -> None:
+def wait_until(holds, seconds: float = PATIENCE) -> None:
     """Until `holds()`; fails after a while."""
     end = time.monotonic() + seconds
     while not holds():

@@ -11,7 +11,7 @@ from gpt_keras.generation import Generator
 from gpt_keras.sampling_options import SamplingOptions
 from gpt_keras.serving.engine import BusyError, ClosedError, Engine, Job
 
-from ..conftest import build, random_ids
+from ..conftest import PATIENCE, build, random_ids
 
 CONTEXT = 700
 SHAPE = {"vocabulary_size": 96, "num_layers": 2, "hidden_dim": 32, "num_heads": 4, "context_length": CONTEXT}
@@ -50,7 +50,7 @@ def engine(generator):
 class Reader:
     """What one request is told."""
 
-    def __init__(self, engine, prompt, number=0, alternatives=None, seconds=60.0, **options):
+    def __init__(self, engine, prompt, number=0, alternatives=None, seconds=PATIENCE, **options):
         self.parts, self.ended = [], threading.Event()
         sequence = engine.generator.begin(list(prompt), SamplingOptions(**options), number)
         self.job = Job(sequence, self.hear, engine.generator.end_ids, seconds, alternatives)
@@ -61,7 +61,7 @@ class Reader:
             self.ended.set()
 
     def tokens(self):
-        assert self.ended.wait(60)
+        assert self.ended.wait(PATIENCE)
         return [part.token for part in self.parts if part.token is not None]
 
 
@@ -136,7 +136,7 @@ def test_a_short_text_does_not_wait_for_a_long_prompt(engine):
     long, short = Reader(engine, [5] * 600, max_new_tokens=90), Reader(engine, [1, 2], max_new_tokens=1)
     engine.submit([long.job])
     engine.submit([short.job])
-    assert short.ended.wait(30)
+    assert short.ended.wait(PATIENCE)
     assert len(long.tokens()) <= 90
 
 
@@ -156,11 +156,11 @@ def test_more_than_the_queue_holds_are_refused(generator):
 def test_what_takes_too_long_ends_and_says_so(engine):
     reader = Reader(engine, [1, 2, 3], max_new_tokens=CONTEXT - 10, seconds=0.2)
     engine.submit([reader.job])
-    assert reader.ended.wait(30)
+    assert reader.ended.wait(PATIENCE)
     assert reader.parts[-1].finish_reason in ("timeout", "stop", "length")
     late = Reader(engine, [1, 2, 3], max_new_tokens=2, seconds=-1.0)
     engine.submit([late.job])
-    assert late.ended.wait(30) and [part.finish_reason for part in late.parts] == ["timeout"]
+    assert late.ended.wait(PATIENCE) and [part.finish_reason for part in late.parts] == ["timeout"]
     wait_until(lambda: engine.num_running == 0)
 
 
@@ -185,7 +185,7 @@ def test_a_step_that_fails_gives_its_requests_up_and_no_others(generator, monkey
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(engine._slots, "advance", fail)
-    assert reader.ended.wait(30) and reader.parts[-1].finish_reason == "error"
+    assert reader.ended.wait(PATIENCE) and reader.parts[-1].finish_reason == "error"
     after = Reader(engine, [4, 5, 6], max_new_tokens=9)
     engine.submit([after.job])
     assert after.tokens() == alone(generator, [4, 5, 6], max_new_tokens=9).token_ids
@@ -206,7 +206,7 @@ def test_after_warming_up_nothing_is_compiled(generator):
     assert texts == [alone(generator, prompt, max_new_tokens=12).token_ids for prompt in asked]
 
 
-def wait_until(condition, seconds=30.0):
+def wait_until(condition, seconds=PATIENCE):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import gpt_keras
 
+from ..conftest import PATIENCE
 from .conftest import Server, save_chat_model, wait_until
 
 pytestmark = pytest.mark.tensorflow
@@ -401,5 +402,5 @@ def test_a_key_and_a_graceful_end(folder, tmp_path):
 def test_models_that_are_none(model, words, tmp_path):
     (tmp_path / "taken").mkdir()
     command = [sys.executable, "-m", "gpt_keras.serve", str(tmp_path), "--port", "0", "--model", model]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode and words in done.stderr and len(done.stderr.strip().splitlines()) == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import TENSORFLOW, virtual_devices
+from ..conftest import PATIENCE, TENSORFLOW, virtual_devices
 
 pytestmark = pytest.mark.skipif(TENSORFLOW, reason="what JAX does; test_mirrored.py has TensorFlow's")
 
@@ -20,7 +20,7 @@ def run_meshes(cases: dict) -> dict:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -27,7 +27,7 @@ from gpt_keras.training.checkpoint import newest_step
 from gpt_keras.training.loss import NextTokenLoss, weighted_tokens
 from gpt_keras.training.record import read_metrics
 
-from ..conftest import slow_but
+from ..conftest import PATIENCE, slow_but
 from ..test_vocabulary_loss import value_and_gradients
 
 TASKS = ("sentiment", "summarization", "paraphrase", "code", "debugging", "chat", "content", "preference")
@@ -303,7 +303,7 @@ def test_a_killed_run_goes_on(base, tmp_path):
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     import time
 
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + PATIENCE
     while (newest_step(tmp_path / "run" / "checkpoints") or 0) < 6 and time.monotonic() < deadline:
         time.sleep(0.2)
     process.kill()

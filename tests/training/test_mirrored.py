@@ -8,6 +8,8 @@ import pytest
 
 from gpt_keras.training.record import read_metrics
 
+from ..conftest import PATIENCE
+
 pytestmark = pytest.mark.tensorflow
 
 PROGRAM = """
@@ -28,7 +30,7 @@ def train(folder: Path, source: str, devices: int, *more: str) -> subprocess.Com
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE,
     )
 
 

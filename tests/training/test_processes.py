@@ -11,7 +11,7 @@ import pytest
 
 from gpt_keras.training.record import read_metrics
 
-from ..conftest import TENSORFLOW, slow_but, virtual_devices
+from ..conftest import PATIENCE, TENSORFLOW, slow_but, virtual_devices
 
 pytestmark = pytest.mark.skipif(TENSORFLOW, reason="what JAX does; test_mirrored.py has TensorFlow's")
 
@@ -38,7 +38,7 @@ class Run:
             self.processes.append(subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True))
 
     def wait_for_step(self, step: int) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and all(process.poll() is None for process in self.processes):
             records = read_metrics(self.folder)
             if records and records[-1]["step"] >= step:
@@ -47,11 +47,11 @@ class Run:
         raise AssertionError(f"step {step} did not come: {self.end()}")
 
     def end(self) -> list[tuple[int, str]]:
-        """Exit code and standard error of every process, which all end within a minute."""
+        """Exit code and standard error of every process, which all end by themselves."""
         results = []
         for process in self.processes:
             try:
-                _, errors = process.communicate(timeout=60)
+                _, errors = process.communicate(timeout=PATIENCE)
             except subprocess.TimeoutExpired:
                 process.kill()
                 _, errors = process.communicate()
@@ -88,7 +88,7 @@ def kill_one(folder: Path, source: str, number: int, *more: str) -> None:
     run = Run(folder, source, "--steps", "16", "--sample-steps", "6", *more, processes=2)
     run.wait_for_step(5)
     first = folder / "checkpoints" / "step_00000004"  # the next one is not begun before this one is there
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not first.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     run.processes[number].kill()
@@ -162,6 +162,6 @@ def test_slurm_tells_the_processes(source, tmp_path):
         processes.append(
             subprocess.Popen(command, env=virtual_devices(1, **slurm), stdout=pipe, stderr=pipe, text=True)
         )
-    outputs = [process.communicate(timeout=120) for process in processes]
+    outputs = [process.communicate(timeout=PATIENCE) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert "2 in 2 processes, data parallel" in outputs[0][0]

@@ -21,7 +21,7 @@ import gpt_keras
 from gpt_keras.data.preparation import prepare
 from gpt_keras.data.shards import Corpus
 
-from ..conftest import program
+from ..conftest import PATIENCE, program
 
 SMALL = ["--preset", "nano", "--vocabulary-size", "512", "--context-length", "64", "--batch-size", "4",
          "--precision", "float32"]  # fmt: skip
@@ -33,7 +33,7 @@ def train(*arguments, **kwargs) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE,
         **kwargs,
     )
 
@@ -154,7 +154,7 @@ def test_a_run_killed_at_random_moments_goes_on_to_the_same_losses(uninterrupted
             time.sleep(draw.uniform(0.0, 1.0 if kills == 0 else seconds))
             ended = process.poll() is not None
             process.kill()
-            _, complaint = process.communicate(timeout=60)
+            _, complaint = process.communicate(timeout=PATIENCE)
             if ended:
                 assert process.returncode == 0, complaint
                 break
@@ -206,7 +206,7 @@ def test_a_run_told_to_stop_saves_and_goes_on_to_the_same_losses(uninterrupted, 
     while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 12):
         time.sleep(0.02)
     process.send_signal(how)
-    output, error = process.communicate(timeout=60)
+    output, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, error
     done = len(metrics.read_text().splitlines())
     assert f"stopped after step {done}; the same command goes on from there" in output
