@@ -1,6 +1,6 @@
 """How well models in 8 and 4 bits agree with the same model in float32, beside others' ways of rounding.
 
-    python -m benchmarks.agreement [MODEL] [--text FILE] [--rows 32] [--systems PART ...] [--quick] [--json]
+    python -m benchmarks.agreement [MODEL] [--text FILE] [--rows 32] [--systems REGEX ...] [--quick] [--json]
 
 Every system reads rows of 128 tokens of a text (by default the Python that runs this), one token after another, in a
 process of its own. "same token" is in how many places its most probable next token is that of Keras in float32,
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="smollm2", help="a model folder or .gguf file (default: smollm2)")
     parser.add_argument("--text", default="python-stdlib")
     parser.add_argument("--rows", type=int, default=32)
-    parser.add_argument("--systems", nargs="+", default=[""], help="only those whose name holds one of these")
+    parser.add_argument("--systems", nargs="+", default=[""], help="only those whose name matches one of these")
     parser.add_argument("--quick", action="store_true", help="16 rows")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--system", help=argparse.SUPPRESS)
@@ -43,7 +43,7 @@ def main() -> None:
     if options.system:
         print(json.dumps(measure(options.system, options.folder)))
         return
-    names = [name for name in SYSTEMS if any(part in name for part in options.systems)]
+    names = report.chosen(SYSTEMS, options.systems)
     rows = [["", "same token, %", "perplexity, %", "file, MB"]]
     results = []
     with tempfile.TemporaryDirectory(prefix="gpt_keras_benchmark_") as temporary:

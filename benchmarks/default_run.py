@@ -32,7 +32,7 @@ def main() -> None:
         stages = json.loads((Path(temporary) / "run" / "summary.json").read_text("utf-8"))["stage_seconds"]
     minutes, name = metrics["total_seconds"] / 60, "gpt_keras"
     rows = [
-        ["the default run", ""],
+        [f"the default run, {options.minutes:g} minutes" if options.minutes else "the default run", ""],
         ["parameters", f"{metrics['parameters']:,}"],
         ["tokens seen", f"{metrics['tokens']:,}, {metrics['tokens_per_second']:,.0f} a second"],
         ["held-out bits per byte", f"{metrics['val_bits_per_byte']:.3f}, on {metrics['val_bytes']:,} bytes"],

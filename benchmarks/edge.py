@@ -42,7 +42,7 @@ def main() -> None:
     )
     parser.add_argument("--contexts", type=int, nargs="+", default=[64, 256, 768])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--systems", nargs="+", default=[""], help="only those whose name holds one of these")
+    parser.add_argument("--systems", nargs="+", default=[""], help="only those whose name matches one of these")
     parser.add_argument("--quick", action="store_true", help="one round")
     parser.add_argument("--json", action="store_true")
     for private in ("--system", "--prepare", "--folder"):
@@ -64,7 +64,7 @@ def main() -> None:
 
 def compare(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure all systems with one model, and print what was found."""
-    names = [name for name in SYSTEMS if any(part in name for part in options.systems)]
+    names = report.chosen(SYSTEMS, options.systems)
     left_out = {name: why for name in names if (why := report.why_left_out(name, SYSTEMS[name].missing))}
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="gpt_keras_benchmark_") as temporary:

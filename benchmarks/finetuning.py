@@ -1,6 +1,6 @@
 """Tokens a second of fine-tuning with LoRA, beside the Trainer of transformers with PEFT.
 
-    python -m benchmarks.finetuning [MODEL] [--task chat] [--data FILE] [--systems NAME,...] [--quick] [--json]
+    python -m benchmarks.finetuning [MODEL] [--task chat] [--data FILE] [--systems REGEX,...] [--quick] [--json]
 
 Every system trains adapters of the same rank and scale beside every linear layer of the blocks of the same model, on
 the same examples, with AdamW and clipping, each in a process of its own, in turns. Counted are tokens of the examples,
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--context-length", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=4, help="rows of a step")
     parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--systems", default="", help="only those that begin with one of these")
+    parser.add_argument("--systems", default="", help="only those whose name matches one of these")
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--quick", action="store_true", help="one turn of two steps")
@@ -43,9 +43,7 @@ def main() -> None:
         work = Work(Path(folder), options.context_length, options.batch_size, options.rank, steps)
         print(json.dumps(SYSTEMS[name].measure(work)))
         return
-    wanted = [name for name in SYSTEMS if name.startswith(tuple(options.systems.split(",")))]
-    if not wanted:
-        sys.exit(f"--systems {options.systems}: there are {', '.join(SYSTEMS)}")
+    wanted = report.chosen(SYSTEMS, options.systems.split(","))
     best: dict[str, float] = {}
     left_out: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -78,6 +79,16 @@ def computes_bfloat16() -> bool:
     """Whether products in bfloat16 are of use here: on a GPU, and on a processor with more than AVX2, on which they are
     not done one number after another."""
     return shutil.which("nvidia-smi") is not None or instructions() != ["AVX2"]
+
+
+def chosen(systems: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """The systems in whose names one of these regular expressions is found; exits with a message if there are none."""
+    systems = list(systems)
+    try:
+        found = [name for name in systems if any(re.search(pattern, name) for pattern in patterns)]
+    except re.error as error:
+        sys.exit(f"--systems {error.pattern!r}: no regular expression: {error}")
+    return found or sys.exit(f"--systems {' '.join(patterns)}: there are {', '.join(systems)}")
 
 
 def why_left_out(system: str, missing: Sequence[str]) -> str:

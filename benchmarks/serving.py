@@ -1,6 +1,6 @@
 """Tokens a second over HTTP, of one client and of many, beside transformers and llama-cpp-python's server.
 
-    python -m benchmarks.serving [MODEL] [--clients 1 16] [--new-tokens 64] [--rounds 3] [--systems PART ...]
+    python -m benchmarks.serving [MODEL] [--clients 1 16] [--new-tokens 64] [--rounds 3] [--systems REGEX ...]
         [--quick] [--json]
 
 Every server is a process of its own on loopback, and is asked for greedy completions by so many clients at a time,
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--systems", nargs="+", default=[""], help="only those whose name holds one of these")
+    parser.add_argument("--systems", nargs="+", default=[""], help="only those whose name matches one of these")
     parser.add_argument("--quick", action="store_true", help="one round")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--generate", help=argparse.SUPPRESS)
@@ -64,7 +64,7 @@ def main() -> None:
 def compare(options: argparse.Namespace, folder: Path) -> None:
     """Measure all, and print what was found."""
     gguf = prepare(options.model, folder)
-    wanted = [name for name in (*GENERATE, *SERVERS) if any(part in name for part in options.systems)]
+    wanted = report.chosen((*GENERATE, *SERVERS), options.systems)
     found: dict[str, dict[str, float]] = {}
     left_out: dict[str, str] = {}
     for name in wanted:

@@ -1,6 +1,7 @@
 """Time of a training step beside PyTorch (eager and compiled), keras-hub and Keras's own layers.
 
-    python -m benchmarks.training [--case small|gpt2|gpt2-1024] [--systems NAME,...] [--batch-size N] [--quick] [--json]
+    python -m benchmarks.training [--case small|gpt2|gpt2-1024] [--systems REGEX,...] [--batch-size N]
+        [--quick] [--json]
 
 Every system trains the same shape on the same random tokens with AdamW and clipping, each in a process of its own, in
 turns; the figures are the fastest of its steps after the first three, what that is of the arithmetic that a matrix
@@ -24,7 +25,7 @@ from benchmarks.training_systems import CASES, SYSTEMS
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", default="small", choices=CASES)
-    parser.add_argument("--systems", default="", help="only those that begin with one of these")
+    parser.add_argument("--systems", default="", help="only those whose name matches one of these")
     parser.add_argument("--batch-size", type=int, help="rows of a step, instead of the case's own")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)
@@ -47,7 +48,7 @@ def main() -> None:
             found["ceiling"] = measured_flops_per_second("bfloat16" if report.computes_bfloat16() else "float32")
         print(json.dumps(found))
         return
-    wanted = [name for name in SYSTEMS if name.startswith(tuple(options.systems.split(",")))]
+    wanted = report.chosen(SYSTEMS, options.systems.split(","))
     best: dict[str, float] = {}
     memory: dict[str, float] = {}
     left_out: dict[str, str] = {}
