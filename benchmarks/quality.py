@@ -1,13 +1,13 @@
 """How good a model of a text is after how long, on a CPU, beside nanoGPT's recipe for one.
 
-    python -m benchmarks.quality [TEXT] [--json]
+    python -m benchmarks.quality [TEXT] [--shares 0.5 1] [--json]
 
 TEXT is a file (by default the first million characters of the Python that runs this; tiny Shakespeare is what the
 recipes are made for). Its last tenth is held out, and scored whole in bits for each of its bytes. The peer trains with
 the settings that nanoGPT's README gives for a CPU (characters, 4 layers of 128, context 64, batch 12, 2000 iterations
-of AdamW), as `benchmarks.training_systems.torch_gpt` in PyTorch. The recipe shakespeare of this project gets half of
-the time which the peer takes, and then as much. All time counts, from the start of the process to its end. Needs the
-extra `test`.
+of AdamW), as `benchmarks.training_systems.torch_gpt` in PyTorch. The recipe shakespeare of this project gets such
+shares of the time which the peer takes. All time counts, from the start of the process to its end. Needs the extra
+`test`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ AROUND = 25.0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path, nargs="?")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 1.0], help="of the peer's time, for each run")
     parser.add_argument("--quick", action="store_true", help="a tenth of the peer's iterations")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--minutes", type=float, help=argparse.SUPPRESS)
@@ -72,7 +73,7 @@ def compare(options: argparse.Namespace) -> None:
     """Train both, and print what was found."""
     seconds, bits = timed(options.text, "--iterations", 200 if options.quick else 2000)
     found = {PEER: (seconds, bits)}
-    for share in (0.5, 1.0):
+    for share in options.shares:
         minutes = max(0.05, (share * seconds - AROUND) / 60)
         ours = timed(options.text, "--minutes", minutes)
         found[f"gpt_keras, {ours[0] / seconds:.0%} of its time"] = ours
