@@ -55,7 +55,7 @@ SLOW = {
     "generation": "--systems tensorflow 'litert float32' torch CTranslate2 'llama.cpp float32'",
     "serving": "--new-tokens 16 --systems int8 '^gpt_keras float32$' transformers llama",
     "edge": "--systems 'int8$' llama",
-    "quality": "--shares 0.5",
+    "quality": "--peer-iterations 1000 --shares 1",
     "training_gpt2": "--systems 'gpt_keras tensorflow auto,torch compile float32'",
 }
 """The same, on another machine: there float32 is what `auto` is, and all take some three times as long."""

@@ -1,6 +1,6 @@
 """How good a model of a text is after how long, on a CPU, beside nanoGPT's recipe for one.
 
-    python -m benchmarks.quality [TEXT] [--shares 0.5 1] [--json]
+    python -m benchmarks.quality [TEXT] [--peer-iterations 2000] [--shares 0.5 1] [--json]
 
 TEXT is a file (by default the first million characters of the Python that runs this; tiny Shakespeare is what the
 recipes are made for). Its last tenth is held out, and scored whole in bits for each of its bytes. The peer trains with
@@ -38,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path, nargs="?")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 1.0], help="of the peer's time, for each run")
+    parser.add_argument("--peer-iterations", type=int, default=2000)
     parser.add_argument("--quick", action="store_true", help="a tenth of the peer's iterations")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--minutes", type=float, help=argparse.SUPPRESS)
@@ -71,8 +72,9 @@ def standard_library(path: Path) -> Path:
 
 def compare(options: argparse.Namespace) -> None:
     """Train both, and print what was found."""
-    seconds, bits = timed(options.text, "--iterations", 200 if options.quick else 2000)
-    found = {PEER: (seconds, bits)}
+    iterations = options.peer_iterations // 10 if options.quick else options.peer_iterations
+    seconds, bits = timed(options.text, "--iterations", iterations)
+    found = {PEER if iterations == 2000 else f"{PEER}, {iterations} iterations": (seconds, bits)}
     for share in options.shares:
         minutes = max(0.05, (share * seconds - AROUND) / 60)
         ours = timed(options.text, "--minutes", minutes)
