@@ -50,7 +50,7 @@ FAST = {
 """More arguments, on a machine that multiplies in bfloat16."""
 SLOW = {
     "default_run": "--minutes 2",
-    "training": "--batch-size 4 --systems 'gpt_keras tensorflow auto,keras_hub .* float32,torch compile float32'",
+    "training": "--batch-size 8 --systems 'gpt_keras tensorflow auto,keras_hub .* float32,torch compile float32'",
     "finetuning": "--context-length 256 --batch-size 1 --systems 'gpt_keras tensorflow auto$,transformers float32$'",
     "generation": "--systems tensorflow 'litert float32' torch CTranslate2 'llama.cpp float32'",
     "serving": "--new-tokens 16 --systems int8 '^gpt_keras float32$' transformers llama",
