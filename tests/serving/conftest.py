@@ -164,19 +164,19 @@ class Server:
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     def wait_ready(self) -> None:
-        wait_until(lambda: self.ask("GET", "/readyz")[0] == 200)
+        wait_until(lambda: self.ask("GET", "/readyz")[0] == 200, PATIENCE)
 
     def end(self, kill: bool = False) -> int:
         if kill:
             self.process.kill()
         else:
             self.process.terminate()
-        code = self.process.wait(PATIENCE)
-        self._reader.join(PATIENCE)
+        code = self.process.wait(30)
+        self._reader.join(10)
         return code
 
 
-def wait_until(holds, seconds: float = PATIENCE) -> None:
+def wait_until(holds, seconds: float = 60.0) -> None:
     """Until `holds()`; fails after a while."""
     end = time.monotonic() + seconds
     while not holds():

@@ -66,17 +66,17 @@ def fill(browser, css, value):
 
 def open_settings(browser, length=12):
     """With the key, which the page asks for."""
-    wait_until(lambda: "asks for a key" in find(browser, "#problem").text)
+    wait_until(lambda: "asks for a key" in find(browser, "#problem").text, 20)
     assert find(browser, "details").get_attribute("open") is not None
     fill(browser, "#key", "secret")
-    wait_until(lambda: find(browser, "#send").is_enabled())
+    wait_until(lambda: find(browser, "#send").is_enabled(), 20)
     fill(browser, "#length", str(length))
 
 
 def say(browser, text, done=True):
     find(browser, "#text").send_keys(text + "\n")
     if done:
-        wait_until(lambda: find(browser, "#send").is_displayed() and turns(browser)[-1][0] == "assistant")
+        wait_until(lambda: find(browser, "#send").is_displayed() and turns(browser)[-1][0] == "assistant", 60)
 
 
 def turns(browser):

@@ -122,7 +122,7 @@ def test_a_cancelled_request_frees_its_slot_within_a_step(engine):
     waiting = Reader(engine, [1, 2, 3], max_new_tokens=2)
     engine.submit([reader.job for reader in readers])
     engine.submit([waiting.job])
-    wait_until(lambda: all(reader.parts for reader in readers))
+    wait_until(lambda: all(reader.parts for reader in readers), PATIENCE)
     assert not waiting.parts
     readers[3].job.cancel()
     told = len(readers[3].parts)
@@ -206,7 +206,7 @@ def test_after_warming_up_nothing_is_compiled(generator):
     assert texts == [alone(generator, prompt, max_new_tokens=12).token_ids for prompt in asked]
 
 
-def wait_until(condition, seconds=PATIENCE):
+def wait_until(condition, seconds=30.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"

@@ -11,7 +11,6 @@ import time
 
 import pytest
 
-from ..conftest import PATIENCE
 from .conftest import Server, put, wait_until
 
 pytestmark = pytest.mark.tensorflow
@@ -206,7 +205,7 @@ def test_a_request_that_runs_is_answered_before_the_server_ends(written):
     server.process.send_signal(signal.SIGTERM)
     thread.join()
     assert answers[0][::2] == (200, {"predictions": [2_000_000.0]})
-    assert server.process.wait(PATIENCE) in (0, -signal.SIGTERM)
+    assert server.process.wait(30) in (0, -signal.SIGTERM)
 
 
 @pytest.mark.parametrize(

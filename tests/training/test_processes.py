@@ -47,11 +47,11 @@ class Run:
         raise AssertionError(f"step {step} did not come: {self.end()}")
 
     def end(self) -> list[tuple[int, str]]:
-        """Exit code and standard error of every process, which all end by themselves."""
+        """Exit code and standard error of every process, which all end within a minute."""
         results = []
         for process in self.processes:
             try:
-                _, errors = process.communicate(timeout=PATIENCE)
+                _, errors = process.communicate(timeout=60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 _, errors = process.communicate()
