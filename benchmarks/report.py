@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -62,17 +62,38 @@ def result(system: str, case: str, value: float, unit: str) -> dict[str, Any]:
     return {"system": name, "case": f"{case}, {variant}" if variant else case, "value": round(value, 2), "unit": unit}
 
 
-def print_json(benchmark: str, results: list[dict[str, Any]], packages: Sequence[str]) -> None:
-    """Print the one line that `--json` promises; the tables above are in it, too."""
-    line = {"benchmark": benchmark, "machine": machine(), "versions": versions(packages), "results": results}
+def print_json(
+    benchmark: str, results: list[dict[str, Any]], packages: Sequence[str], elsewhere: Mapping[str, str] = {}
+) -> None:
+    """Print the one line that `--json` promises; the tables above are in it, too.
+
+    Args:
+        benchmark: Its name.
+        results: Of `result`.
+        packages: Whose versions are told.
+        elsewhere: Versions of packages that are not in this environment.
+    """
+    numbers = {**versions(packages), **elsewhere}
+    line = {"benchmark": benchmark, "machine": machine(), "commit": commit(), "versions": numbers, "results": results}
     print(json.dumps({**line, "tables": _tables}))
 
 
+def commit() -> str | None:
+    """Of this repository; `None` where there is no git."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always"], cwd=os.path.dirname(__file__), capture_output=True, text=True
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
 def machine() -> dict[str, Any]:
-    """Processor, cores and memory."""
+    """System, processor, cores and memory."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     found = {"processor": processor(), "cores": os.cpu_count(), "memory_gb": round(memory / 1e9, 1)}
-    return {**found, "instructions": instructions()}
+    return {**found, "instructions": instructions(), "system": platform.platform(terse=True)}
 
 
 def computes_bfloat16() -> bool:

@@ -103,7 +103,8 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
             for name, figures in found.items()
             if "health" in figures
         ]
-        report.print_json("serving", results, ("keras", "tensorflow", "torch", "transformers", "llama-cpp-python"))
+        packages = ("keras", "tensorflow", "ai-edge-litert", "torch", "transformers", "llama-cpp-python")
+        report.print_json("serving", results, packages)
 
 
 def prepare(model: str, folder: Path) -> Path | None:

@@ -43,19 +43,26 @@ class _Search:
         self._options, self._end_ids = options, end_ids
         self.running, self.finished, self.done = [first], list[_Beam](), False
 
-    def extend(self, values: np.ndarray, tokens: np.ndarray) -> None:
-        """One step. `values` and `tokens` [running beams, candidates] are each beam's best continuations."""
+    def extend(self, values: np.ndarray, tokens: np.ndarray, log_probabilities: np.ndarray) -> None:
+        """One step.
+
+        Args:
+            values: [running beams, candidates], what each beam's best continuations add to its score.
+            tokens: The same shape, which they are.
+            log_probabilities: The same shape, what the model gives them before any rule.
+        """
         width = self._options.num_beams
         candidates = [
-            (beam.score + float(value), beam, int(token), float(value))
-            for beam, row_values, row_tokens in zip(self.running, values, tokens, strict=True)
-            for value, token in zip(row_values, row_tokens, strict=True)
+            (beam.score + float(value), beam, int(token), float(log_probability))
+            for beam, *row in zip(self.running, values, tokens, log_probabilities, strict=True)
+            for value, token, log_probability in zip(*row, strict=True)
             if np.isfinite(value)
         ]
         candidates.sort(key=lambda candidate: -candidate[0])
         length = len(self.running[0].tokens) + 1
         running: list[_Beam] = []
-        for rank, (score, beam, token, value) in enumerate(candidates[: max(2, 1 + len(self._end_ids)) * width]):
+        del candidates[max(2, 1 + len(self._end_ids)) * width :]
+        for rank, (score, beam, token, log_probability) in enumerate(candidates):
             ends, full = token in self._end_ids, length >= beam.limit
             if (ends or full) and rank >= width:
                 continue  # a worse one than the beams that go on does not end here
@@ -64,7 +71,7 @@ class _Search:
             new = copy.copy(beam)
             new.rule = copy.deepcopy(beam.rule)
             new.tokens = beam.tokens + ([] if ends else [token])
-            new.log_probabilities = beam.log_probabilities + ([] if ends else [value])
+            new.log_probabilities = beam.log_probabilities + ([] if ends else [log_probability])
             new.score = score
             if ends or full:
                 new.score = score / length**self._options.length_penalty
@@ -101,13 +108,13 @@ def search(generator: Generator, prompts: Sequence[Sequence[int]], options: Samp
         going = [s for s in searches if not s.done]
         beams = [beam for s in going for beam in s.running]
         inputs = generator.rules(rows.batch_size, beams, options)
-        values, tokens = (np.asarray(x) for x in generator.chooser("best", inputs, count)(rows.logits, inputs))
+        best = [np.asarray(x) for x in generator.chooser("best", inputs, count)(rows.logits, inputs)]
         for row, beam in enumerate(beams):
             beam.row = row
         start = 0
         for s in going:
             stop = start + len(s.running)
-            s.extend(values[start:stop], tokens[start:stop])
+            s.extend(*(part[start:stop] for part in best))
             start = stop
         beams = [beam for s in going if not s.done for beam in s.running]
         if not beams:

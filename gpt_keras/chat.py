@@ -14,6 +14,7 @@ Ctrl-C stops an answer, Ctrl-D or /quit ends the program. Lines that begin with 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -177,6 +178,8 @@ def room_for_answer(lm: Any, messages: list[dict[str, str]]) -> int:
 
 def lines() -> Iterator[str]:
     """What the user types; Ctrl-C at the prompt gives an empty line, Ctrl-D ends."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # what is not in the terminal's encoding does not end the conversation
     while True:
         try:
             yield input("> " if sys.stdin.isatty() else "")

@@ -39,6 +39,7 @@ class Continuation:
         key: What its random numbers depend on: seed, prompt, and how many times the prompt came before.
         limit: Most new tokens.
         tokens: New token ids so far.
+        skipped: Of prompt and tokens, how many the model does not see any more.
         text: What is certain of their text.
         delta: What the last step added to the text.
         finish_reason: `None` while it goes on.
@@ -52,6 +53,7 @@ class Continuation:
     stream: StoppingStream | None
     tokens: list[int] = field(default_factory=list)
     log_probabilities: list[float] = field(default_factory=list)
+    skipped: int = 0
     text: str = ""
     delta: str = ""
     finish_reason: str | None = None

@@ -161,7 +161,7 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         InputError: It cannot be read, is empty, or a line of a .jsonl file has no text under "prompt".
     """
-    lines = [(number, line) for number, line in enumerate(_read(path).splitlines(), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(_read(path).split("\n"), 1) if line.strip()]
     if not lines:
         raise InputError(f"{path}: there is no prompt in it")
     if path.suffix != ".jsonl":

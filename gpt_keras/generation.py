@@ -9,9 +9,9 @@ this module          the loop
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,8 @@ class Generator:
         self.decoder = found
         self.config = self.decoder.config
         self._choosers: dict[tuple[str, ...], Callable[..., Any]] = {}
+        self._vocabulary: structured.Vocabulary | None = None
+        self._making = threading.Lock()
 
     @property
     def num_compilations(self) -> int:
@@ -130,7 +132,8 @@ class Generator:
             return
         sequences = self._begin(prompts, options)
         room = max(sequence.limit for sequence in sequences)
-        rows = self.decoder.start([self._window(list(prompt), options) for prompt in prompts], room)
+        self._slide(sequences)
+        rows = self.decoder.start([self._window(s) for s in sequences[:: options.num_sequences]], room)
         if options.num_sequences > 1:
             rows.take([i for i in range(len(prompts)) for _ in range(options.num_sequences)])
         while True:
@@ -153,8 +156,8 @@ class Generator:
             if ahead:
                 continue
             if any(rows.lengths[i] >= self.config.context_length for i in self._going(sequences)):
-                windows = [self._window(s.prompt + s.tokens, options) for s in sequences]
-                rows = self.decoder.start(windows, room)
+                self._slide(sequences)
+                rows = self.decoder.start([self._window(s) for s in sequences], room)
             else:
                 rows.advance(tokens)
 
@@ -220,13 +223,16 @@ class Generator:
             rules.append(token_rules.NoRepeatNgrams(options.no_repeat_ngram_size, size))
         return token_rules.All(rules) if rules else None
 
-    @cached_property
+    @property
     def vocabulary(self) -> structured.Vocabulary:
         """What tokens spell, for output in a form; made once, since automata are remembered there."""
         if self.tokenizer is None:
             raise InputError("output in a given form needs a tokenizer, and this model came without one")
-        texts = [self.tokenizer.token_bytes(i) for i in range(self.config.vocabulary_size)]
-        return structured.Vocabulary(texts, self.end_ids)
+        with self._making:  # threads of a server ask for it
+            if self._vocabulary is None:
+                texts = [self.tokenizer.token_bytes(i) for i in range(self.config.vocabulary_size)]
+                self._vocabulary = structured.Vocabulary(texts, self.end_ids)
+            return self._vocabulary
 
     def limit(self, row: int, prompt: list[int], options: SamplingOptions) -> int:
         """Most new tokens for this prompt.
@@ -258,14 +264,21 @@ class Generator:
             )
         return wanted or min(DEFAULT_NEW_TOKENS, room)
 
-    def _window(self, ids: list[int], options: SamplingOptions) -> list[int]:
-        """What the model sees of a text as long as its context, or longer: the newer half, behind the begin token."""
+    def _slide(self, sequences: Sequence[Continuation]) -> None:
+        """Have the model see only the newer half of its context of a text that does not fit it any more."""
         context = self.config.context_length
-        if len(ids) < context or not options.sliding:
-            return ids
+        for sequence in sequences:
+            length = len(sequence.prompt) + len(sequence.tokens)
+            if length - sequence.skipped > context:
+                sequence.skipped = length - max(1, context // 2)
+
+    def _window(self, sequence: Continuation) -> list[int]:
+        """What the model sees of a text; a begin token stays where others are skipped."""
+        ids = [*sequence.prompt, *sequence.tokens]
+        kept = ids[sequence.skipped :]
         begin = self.tokenizer.begin_id if self.tokenizer else None
-        kept = ids[-max(1, context // 2) :]
-        return [begin, *kept[1:]] if begin is not None and ids[0] == begin and len(kept) > 1 else kept
+        keeps_begin = sequence.skipped and begin is not None and ids[0] == begin and len(kept) > 1
+        return [ids[0], *kept[1:]] if keeps_begin else kept
 
     def _choose(self, rows: Rows, sequences: list[Continuation], options: SamplingOptions) -> tuple[Any, Any]:
         """The next token of every row, int32 [batch], and where asked for its log-probability; both on the device."""
@@ -314,15 +327,16 @@ class Generator:
 
     def chooser(self, kind: str, inputs: dict[str, Any], count: int = 0) -> Callable[..., Any]:
         """The compiled function from logits and these inputs to `token`, `log_probability` (with the token) or the
-        `count` best log-probabilities and tokens (`best`)."""
+        `count` best tokens (`best`): their log-probabilities under the rules, the tokens, and their log-probabilities
+        under the model alone."""
         name = (kind, str(count), *sorted(inputs))
         if name not in self._choosers:
 
             def choose(logits: Any, inputs: dict[str, Any]) -> Any:
                 given = dict(inputs)
-                raw = logits
                 if kind == "best":  # as in transformers, the rules act on log-probabilities here
                     logits = ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
+                raw = logits
                 if "history" in given:
                     names = ("repetition_penalty", "presence_penalty", "frequency_penalty")
                     penalties = {name: given.pop(name, None) for name in names}
@@ -330,7 +344,8 @@ class Generator:
                 if "allowed" in given:
                     logits = sampling.apply_mask(logits, given.pop("allowed"))
                 if kind == "best":
-                    return ops.top_k(logits, count)
+                    values, tokens = ops.top_k(logits, count)
+                    return values, tokens, ops.take_along_axis(raw, tokens, axis=-1)
                 token = sampling.sample(logits, **given) if "uniform" in given else sampling.greedy(logits)
                 return token if kind == "token" else (token, sampling.log_probabilities(raw, token))
 

@@ -33,7 +33,7 @@ _KEYWORDS = {
 }
 _ANY_TYPE = {"type", "enum", "const", "anyOf", "oneOf", "$ref"}
 _NOTES = {"title", "description", "default", "examples", "$schema", "$id", "$defs", "definitions", "$comment"}
-_REMEMBERED = 32
+_REMEMBERED, _REMEMBERED_BYTES = 32, 512 * 2**20
 
 
 class Vocabulary:
@@ -89,11 +89,14 @@ class Vocabulary:
             return self._automata.get(_key(*form))
 
     def remember(self, automaton: TokenAutomaton, *form: Any) -> None:
-        """Keep the automaton of a form, and forget the one that is there for longest if they are many."""
+        """Keep the automaton of a form, and forget those that are there for longest if they are many, or large."""
         with self._lock:
-            while len(self._automata) >= _REMEMBERED:
-                self._automata.pop(next(iter(self._automata)))
             self._automata[_key(*form)] = automaton
+            while len(self._automata) > 1 and (
+                len(self._automata) > _REMEMBERED
+                or sum(kept.nbytes for kept in self._automata.values()) > _REMEMBERED_BYTES
+            ):
+                self._automata.pop(next(iter(self._automata)))
 
     def __reduce__(self) -> Any:
         return Vocabulary, (self._token_bytes, np.flatnonzero(self.ends).tolist())
@@ -134,11 +137,11 @@ class TokenAutomaton:
         self.start = number[index.get_initial_state()]
         self.accepting = np.zeros(len(number), bool)
         self.accepting[[number[state] for state in finals]] = True
-        nothing = np.zeros(0, np.int64)
+        nothing = np.zeros(0, np.int32)
         self._rows = [(nothing, nothing)] * len(number)
         for state, row in transitions.items():
-            tokens = np.fromiter(row.keys(), np.int64, len(row))
-            targets = np.array([number[target] for target in row.values()], np.int64)
+            tokens = np.fromiter(row.keys(), np.int32, len(row))
+            targets = np.fromiter((number[target] for target in row.values()), np.int32, len(row))
             kept = tokens < len(ends)  # outlines-core's own end token is one beyond
             order = np.argsort(tokens[kept])
             self._rows[number[state]] = (tokens[kept][order], targets[kept][order])
@@ -157,6 +160,11 @@ class TokenAutomaton:
             if (closer >= distance).all():
                 return distance
             distance = np.minimum(distance, closer)
+
+    @property
+    def nbytes(self) -> int:
+        """Of memory."""
+        return self.distance.nbytes + sum(tokens.nbytes + targets.nbytes for tokens, targets in self._rows)
 
     @property
     def shortest(self) -> int:

@@ -26,6 +26,7 @@ FOLDER = Path(__file__).parent
 KEY = "executed_sources"
 """Of a notebook's metadata: the digest of the code that its outputs are of."""
 MOST_SECONDS = 180
+"""What a notebook may take."""
 _UP, _CODES = "\x1b[1A", re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _LOGGED = re.compile(r"WARNING: All log messages|[IWE]\d{4} |To enable the following|(rounding|measuring): ")
 _PYTHON = re.compile(r"\S*/bin/python\S*")
@@ -58,7 +59,8 @@ def execute(
             cell.source = "\n".join([cell.source, *lines])
     paths = [str(FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     # A plain terminal is one without progress bars that move.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TERM": "dumb", "NO_COLOR": "1"}
+    terminal = {"TERM": "dumb", "NO_COLOR": "1", "COLUMNS": "120"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **terminal}
     client = NotebookClient(notebook, timeout=seconds, resources={"metadata": {"path": str(folder)}})
     client.execute(env=environment)
     for cell in notebook.cells:
@@ -95,6 +97,15 @@ def _as_shown(text: str) -> str:
     return "\n".join(lines)
 
 
+def kinds(notebook: Any) -> list[set[str]]:
+    """What every cell of code shows: text, pictures, tables."""
+    return [
+        {kind for output in cell.outputs for kind in output.get("data", {"text": ""}) if output.get("name") != "stderr"}
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    ]
+
+
 def failed_commands(notebook: Any) -> list[str]:
     """Lines of cells that a command ended with in an error."""
     lines = [
@@ -110,8 +121,10 @@ def main() -> None:
             notebook = execute(path, Path(folder))
         if wrong := failed_commands(notebook):
             sys.exit(f"{path}: {wrong[0]}")
+        if (seconds := time.monotonic() - begin) > MOST_SECONDS:
+            sys.exit(f"{path}: took {seconds:.0f} s, where {MOST_SECONDS} are the most")
         nbformat.write(notebook, path)
-        print(f"{path.name}: {time.monotonic() - begin:.0f} s", flush=True)
+        print(f"{path.name}: {seconds:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 
 import gpt_keras
 from gpt_keras.folder import save_folder
+from gpt_keras.generate import read_prompts
 from gpt_keras.language_model import LanguageModel
 
 from .conftest import PATIENCE, TENSORFLOW, build
@@ -107,6 +108,13 @@ def test_generate_takes_a_file_of_prompts(folder, config, tokenizer, tmp_path):
     assert [[completion["text"] for completion in line["completions"]] for line in lines] == expected
 
 
+def test_a_prompt_is_what_stands_in_a_line(tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "one\u2028two\x85"}\r\n\n{"prompt": "three"}', "utf-8")
+    assert read_prompts(tmp_path / "prompts.jsonl") == ["one\u2028two\x85", "three"]
+    (tmp_path / "prompts.txt").write_text("one\x0ctwo\n\nthree\n", "utf-8")
+    assert read_prompts(tmp_path / "prompts.txt") == ["one\x0ctwo", "three"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -152,8 +160,25 @@ def chat_folder(config, tokenizer, tmp_path):
 @pytest.mark.slow
 def test_chat_keeps_the_conversation_and_obeys_its_commands(chat_folder, tmp_path):
     saved = tmp_path / "saved.json"
-    lines = ["hello", "and?", f"/save {saved}", "/reset", "/system be kind", "again", f"/save {saved}2", "/nonsense"]
-    done = run("chat", chat_folder, "--max-new-tokens", 6, "--temperature", 0, input="\n".join(lines).encode())
+    lines = [
+        "hello",
+        "caf\udce9?",
+        f"/save {saved}",
+        "/reset",
+        "/system be kind",
+        "again",
+        f"/save {saved}2",
+        "/nonsense",
+    ]
+    done = run(
+        "chat",
+        chat_folder,
+        "--max-new-tokens",
+        6,
+        "--temperature",
+        0,
+        input="\n".join(lines).encode("utf-8", "surrogateescape"),
+    )
     assert done.returncode == 0, done.stderr
     messages = json.loads(saved.read_text("utf-8"))["messages"]
     assert [message["role"] for message in messages] == ["user", "assistant", "user", "assistant"]

@@ -18,6 +18,7 @@ import pytest
 from gpt_keras.config import GPTConfig
 from gpt_keras.data.preparation import prepare
 from gpt_keras.folder import save_folder
+from gpt_keras.tasks import find_task, task_names
 
 from .conftest import build, program
 
@@ -92,6 +93,15 @@ def test_it_works(block, folder):
         run(["bash", "-euo", "pipefail", "-c", code], folder)
 
 
+def inline() -> list[tuple[str, str]]:
+    """Commands of ours within a sentence or a table, each with its page."""
+    return [
+        (str(page.relative_to(ROOT)), command)
+        for page in PAGES
+        for command in re.findall(r"`(python -m gpt_keras\.[^`]*)`", page.read_text("utf-8"))
+    ]
+
+
 @functools.cache
 def options_of(module: str) -> set[str]:
     command = [sys.executable, "-m", *module.split(), "--help"]
@@ -100,17 +110,58 @@ def options_of(module: str) -> set[str]:
 
 
 def test_all_options_exist():
-    """Also where nothing is run."""
+    """Also where nothing is run, and in tables."""
     wrong = []
-    for block in blocks():
-        for command in re.findall(r"python -m ((?:\\\n|[^\n#])*)", block.code if block.language == "sh" else ""):
+    for place, code in [(b.place, b.code) for b in blocks() if b.language == "sh"] + inline():
+        for command in re.findall(r"python -m ((?:\\\n|[^\n#])*)", code):
             words = command.replace("\\\n", " ").split()
             module = " ".join(words[:2]) if words[0] in ("gpt_keras.corpus", "gpt_keras.tokenizer") else words[0]
             if module.startswith("gpt_keras.corpus prepare"):  # Beam's own options are passed on
                 continue
             options = {word.split("=")[0] for word in words[1:] if re.match(r"--[a-z]", word)}
-            wrong += [f"{block.place}: {module} has no {o}" for o in sorted(options) if o not in options_of(module)]
+            wrong += [f"{place}: {module} has no {o}" for o in sorted(options) if o not in options_of(module)]
     assert not wrong
+
+
+def test_records_that_are_shown_are_some_that_tasks_take():
+    shown = re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "fine-tuning.md").read_text("utf-8"), re.DOTALL)
+    taken = set()
+    for line in "".join(shown).splitlines():
+        record = json.loads(line)
+        for task in map(find_task, task_names()):
+            needed = set(task.fields.names)
+            if needed <= record.keys() <= needed | task.fields.optional.keys():
+                task.messages(task.fields.take(record, "record"))
+                taken.add(task.name)
+    assert sorted(taken) == task_names()
+
+
+def test_commands_stand_in_blocks_that_are_run():
+    """An indented line would be shown as code, and not be found."""
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+        indented = re.findall(r"^(?: {4}|\t)(?:\$ )?(?:pip|python|make|curl|gpt-keras|import) .*", text, re.MULTILINE)
+        assert not indented, page
+
+
+def test_links_lead_somewhere():
+    """Of the pages that the site's own strict build does not see."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "benchmarks").glob("*.md")]
+    texts = {page: page.read_text("utf-8") for page in pages}
+    for page in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(page.read_text("utf-8"))["cells"]
+        texts[page] = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    for page, text in texts.items():
+        for path, heading in re.findall(r"\]\((?!\w+:)([^)#\s]*)#?([^)\s]*)\)", text):
+            target = page.parent / path if path else page
+            assert target.exists(), f"{page}: {path}"
+            headings = re.findall(r"^#+ (.*)", target.read_text("utf-8"), re.MULTILINE) if heading else []
+            slugs = {re.sub(r"[^\w -]", "", found.lower()).replace(" ", "-") for found in headings}
+            assert not heading or heading in slugs, f"{page}: {path}#{heading}"
+
+
+def test_the_first_page_is_short():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) < 200
 
 
 def test_why_something_is_not_run_is_said():

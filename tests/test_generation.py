@@ -107,6 +107,14 @@ def test_sliding_goes_on_with_the_newer_half_of_the_context(lm, next_token):
     assert len(lm.generate("word " * 200, max_new_tokens=4, sliding=True)) > 0
 
 
+def test_a_text_that_slides_is_the_same_beside_others(lm):
+    """They fill the context at different times, one of them before its first token."""
+    generator, options = another(lm, frozenset()), SamplingOptions(max_new_tokens=130, sliding=True)
+    prompts = [[1, *random_ids((length,), 512, seed=length).tolist()] for length in (3, 60, 200)]
+    together = generator.complete(prompts, options)
+    assert together == [generator.complete([prompt], options)[0] for prompt in prompts]
+
+
 def test_streamed_parts_add_up(lm):
     parts = list(lm.stream(PROMPTS[1], max_new_tokens=30))
     assert len(parts) > 1
@@ -165,6 +173,17 @@ def test_a_stop_string_ends_the_text_wherever_tokens_are_cut(lm, cut):
     assert "".join(lm.stream(PROMPTS[4], max_new_tokens=30, stop=[stop])) == whole[: whole.index(stop)]
     ((completion,),) = lm.complete([PROMPTS[4]], max_new_tokens=30, stop=stop)
     assert completion.finish_reason == "stop"
+
+
+def test_log_probabilities_of_beams_are_the_models_own(lm):
+    """Whatever rules the beams were chosen by."""
+    ids = lm.tokenizer.encode_prompt(PROMPTS[1])
+    options = SamplingOptions(num_beams=3, repetition_penalty=1.5, max_new_tokens=8, log_probabilities=True)
+    ((found,),) = another(lm, frozenset()).complete([ids], options)
+    logits = np.asarray(lm.model(np.array([ids + found.token_ids[:-1]], np.int32)), np.float64)[0, len(ids) - 1 :]
+    logits -= logits.max(-1, keepdims=True)
+    expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    assert found.log_probabilities == pytest.approx(expected[np.arange(8), found.token_ids], abs=1e-3)
 
 
 def test_text_held_back_for_a_stop_string_that_does_not_come_is_not_lost(lm):

@@ -30,8 +30,9 @@ def read(path):
 def test_it_runs(path, runner, tmp_path, monkeypatch):
     for name in ("KERAS_BACKEND", "XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS"):  # as somebody's own machine
         monkeypatch.delenv(name, raising=False)
-    notebook = runner.execute(path, tmp_path, 600, {"MINUTES": 0.1, "STEPS": 30})
+    notebook = runner.execute(path, tmp_path, 600, {"MINUTES": 0.1, "STEPS": 30, "TOKENS": 12})
     assert not runner.failed_commands(notebook)
+    assert runner.kinds(notebook) == runner.kinds(read(path)), "run python notebooks/execute.py"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -126,6 +126,19 @@ def test_the_same_form_is_built_once(vocabulary):
     assert vocabulary.automaton(regex="abc") is vocabulary.automaton(regex="abc")
 
 
+def test_large_forms_are_not_all_remembered(tokenizer, monkeypatch):
+    vocabulary = Vocabulary([tokenizer.token_bytes(i) for i in range(tokenizer.vocabulary_size)], tokenizer.end_ids)
+    first = vocabulary.automaton(regex="a{30}")
+    monkeypatch.setattr("gpt_keras.structured._REMEMBERED_BYTES", 2 * first.nbytes + 1000)
+    for letter in "bcd":
+        vocabulary.automaton(regex=f"{letter}{{30}}")
+    assert vocabulary.remembered("a{30}") is None
+    assert vocabulary.remembered("d{30}") is not None
+    monkeypatch.setattr("gpt_keras.structured._REMEMBERED_BYTES", 10)
+    large = vocabulary.automaton(regex="e{30}")  # the newest one stays, however large it is
+    assert vocabulary.automaton(regex="e{30}") is large and vocabulary.remembered("d{30}") is None
+
+
 @pytest.mark.parametrize("expression", ["(a", "[a-", r"(a)\1", "a(?=b)", ""])
 def test_an_expression_that_cannot_be_used_is_one_clear_line(vocabulary, expression):
     with pytest.raises(InputError, match="regular expression") as error:

@@ -187,7 +187,11 @@ class Engine:
     def _run(self) -> None:
         try:
             if self._warms_up:
-                self.warm_up()
+                try:
+                    self.warm_up()
+                except Exception:
+                    LOGGER.exception("the warm-up failed; requests are taken, and the first ones are slow")
+                    self._give_up()
             self.ready.set()
             while self._wait():
                 try:

@@ -272,7 +272,10 @@ class _Parts:
         going = len(self._jobs)
         while going:
             # The engine keeps the time; that it does is not taken for granted.
-            number, parts = await asyncio.wait_for(self._queue.get(), self._seconds + _GRACE_SECONDS)
+            try:
+                number, parts = await asyncio.wait_for(self._queue.get(), self._seconds + _GRACE_SECONDS)
+            except TimeoutError as error:
+                raise APIError(504, "the answer took too long") from error
             for part in parts:
                 if part.finish_reason == "timeout":
                     raise APIError(504, "the answer took too long")

@@ -55,9 +55,12 @@ class TFServingAPI:
         if found is None:
             raise RequestError(f"Malformed request: {http_method} {path}")
         name, label, version = _text(found["name"]), _text(found["label"]), found["version"]
-        if version is not None and int(version) >= 2**63:
-            raise RequestError("")  # whose body is empty there
-        number = None if version is None else int(version)
+        number = None
+        if version is not None:
+            digits = version.lstrip("0")  # Python reads no numbers of thousands of digits
+            number = int(digits[:20] or "0")
+            if number >= 2**63:
+                raise RequestError("")  # whose body is empty there
         if http_method == "POST":
             assert name is not None
             answers = {"predict": self._predict, "classify": self._classify, "regress": self._regress}

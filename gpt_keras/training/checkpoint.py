@@ -6,7 +6,7 @@
 A tensor of the files is a part of a variable: NAME@START,START,... says where its first element goes.
 
 They are written beside the training, by a thread. The newest whole one is used; a damaged one is passed over with a
-warning. The same files serve both backends, any mesh of devices and any number of processes.
+warning, and renamed. The same files serve both backends, any mesh of devices and any number of processes.
 """
 
 from __future__ import annotations
@@ -246,6 +246,10 @@ def _first_whole(folder: Path, best: bool) -> int:
                 return step
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             warnings.warn(f"{path}: damaged checkpoint passed over ({error})", stacklevel=3)
+            aside = path.with_name(f"{path.name}.damaged")
+            with contextlib.suppress(OSError):  # it must count neither as the newest nor as the best one
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
     return -1
 
 

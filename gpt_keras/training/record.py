@@ -5,12 +5,13 @@ Of several processes, the first one tells.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ import keras
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import whole_file
 from gpt_keras.training.callbacks import Pace
 from gpt_keras.training.checkpoint import Score
 from gpt_keras.training.optimizer import averaged_weights
 from gpt_keras.training.options import LoopOptions
 from gpt_keras.training.processes import processes
+from gpt_keras.training.run_folder import say
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ class Record(keras.callbacks.Callback):
         self._profile = [int(step) for step in options.profile.split("-")] if options.profile else []
         self._profiling = False
         self._wandb: Any = None
+        self._metrics: Any = None
+        self._failed = False
         self._step_seconds: deque[float] = deque(maxlen=101)
         self._validation_loss = float("nan")
         self._next_evaluation = self._next_share(pace.progress)
@@ -111,9 +116,14 @@ class Record(keras.callbacks.Callback):
             import wandb
 
             settings = {name: str(value) for name, value in dataclasses.asdict(self.options).items()}
-            self._wandb = wandb.init(
-                project=self.options.wandb, name=self.folder.name, dir=str(self.folder), config=settings, resume="allow"
-            )
+            name, where = self.folder.name, str(self.folder)
+            try:
+                self._wandb = wandb.init(
+                    project=self.options.wandb, name=name, dir=where, config=settings, resume="allow"
+                )
+            except Exception as error:  # nobody is logged in, say; of a class that only wandb knows
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise InputError(f"--wandb {self.options.wandb}: {reason}") from error
         self._metrics = open(self.folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         if self.console.is_terminal:
             self._bar = Progress(
@@ -159,10 +169,11 @@ class Record(keras.callbacks.Callback):
             self._next_evaluation = self._next_share(self.pace.progress)
         if self.sample_steps and step % self.sample_steps == 0:
             _ = self.model
-            with averaged_weights(self.model):
+            with averaged_weights(self.model), self._going_on():
                 self.sample(step)
         if processes().first:
-            self._write(record)
+            with self._going_on():
+                self._write(record)
             self._show(loss, step)
 
     def close(self) -> None:
@@ -172,9 +183,20 @@ class Record(keras.callbacks.Callback):
         self._stop_profiler()
         if self._wandb is not None:
             self._wandb.finish()
-        if self._board is not None:
-            self._board.close()
-            self._metrics.close()
+        for file in (self._board, self._metrics):
+            with self._going_on():
+                if file is not None:
+                    file.close()
+
+    @contextlib.contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Where the disk is full, say so once instead of ending the training."""
+        try:
+            yield
+        except (OSError, InputError) as error:
+            if not self._failed:
+                say(self.console, f"warning: the record of the run is not whole: {error}")
+            self._failed = True
 
     def _share(self) -> str:
         if not self._step_seconds or self.utilization is None:

@@ -225,10 +225,12 @@ class TrainingRun:
         samples = [{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]
         path = self.folder / "samples.md"
         earlier = path.read_text("utf-8") if path.exists() else "# Samples\n\nPrompt ⟶ continuation.\n"
-        title = "\n## At the end\n\n" if step is None else f"\n## Step {step}\n\n"
+        at_the_end = "\n## At the end\n\n"
+        title = at_the_end if step is None else f"\n## Step {step}\n\n"
+        earlier = earlier.split(at_the_end)[0].split(title)[0]  # what is done again, or goes on
         with whole_file(path) as partial:
             blocks = [f"````text\n{s['prompt']}⟶{s['text']}\n````\n" for s in samples]
-            partial.write_text(earlier.split(title)[0] + title + "\n".join(blocks), "utf-8")
+            partial.write_text(earlier + title + "\n".join(blocks), "utf-8")
         return samples
 
     def _generator(self, model: GPT, tokenizer: Tokenizer) -> Generator:

@@ -192,6 +192,20 @@ def test_a_step_that_fails_gives_its_requests_up_and_no_others(generator, monkey
     engine.close()
 
 
+def test_a_warm_up_that_fails_leaves_a_server_that_answers(generator, monkeypatch):
+    def fail():
+        raise RuntimeError("out of memory")
+
+    engine = Engine(generator, slots=4, queue=10)
+    monkeypatch.setattr(engine, "warm_up", fail)
+    reader = Reader(engine, [4, 5, 6], max_new_tokens=9)
+    engine.submit([reader.job])
+    engine.start(warm_up=True)
+    assert reader.tokens() == alone(generator, [4, 5, 6], max_new_tokens=9).token_ids
+    assert engine.ready.is_set()
+    engine.close()
+
+
 def test_after_warming_up_nothing_is_compiled(generator):
     engine = Engine(generator, slots=8)
     engine.warm_up()

@@ -1,5 +1,6 @@
 """OpenAI's API as its own client meets it, and as malformed requests do."""
 
+import asyncio
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import openai
 import pytest
@@ -16,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import gpt_keras
+from gpt_keras.serving import openai_api
 
 from ..conftest import PATIENCE
 from .conftest import Server, save_chat_model, wait_until
@@ -376,6 +379,18 @@ def test_figures_of_the_engine(server, client):
     for name in ("prompt_tokens_total", "new_tokens_total", "first_token_seconds_count", "next_token_seconds_count"):
         assert f'gpt_keras_{name}{{model="tiny"}}' in text
     assert 'gpt_keras_engine_slots{model="tiny"} 16.0' in text
+
+
+def test_an_engine_that_says_nothing_is_a_timeout(monkeypatch):
+    monkeypatch.setattr(openai_api, "_GRACE_SECONDS", 0.0)
+
+    async def wait():
+        async for _ in openai_api._Parts([types.SimpleNamespace()], 0.01, stream=True):
+            pass
+
+    with pytest.raises(openai_api.APIError, match="took too long") as raised:
+        asyncio.run(wait())
+    assert raised.value.status == 504
 
 
 def test_a_key_and_a_graceful_end(folder, tmp_path):

@@ -147,7 +147,9 @@ def test_other_methods_are_malformed(api, method):
 
 def test_options_and_versions_of_more_than_64_bits_are_refused_without_a_word(api):
     assert ask(api, "/v1/models/numbers:predict", b"", "OPTIONS") == (400, "")
-    assert ask(api, f"/v1/models/numbers/versions/{2**63}:predict", {"instances": [1]}) == (400, "")
+    for version in (2**63, "1" * 5000):
+        assert ask(api, f"/v1/models/numbers/versions/{version}:predict", {"instances": [1]}) == (400, "")
+    assert ask(api, f"/v1/models/texts/versions/{'0' * 5000}7")[0] == 200
 
 
 def test_states_and_metadata(api):

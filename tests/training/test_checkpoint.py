@@ -68,6 +68,17 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(config, trained, tmp
         record.write_text(record.read_text()[:20])
     with pytest.warns(UserWarning, match="damaged checkpoint passed over"):
         assert restore_checkpoint(compiled(config), tmp_path) == Progress(1, 1.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001", "step_00000002.damaged"]
+
+
+def test_a_damaged_checkpoint_is_not_the_best_one(config, trained, tmp_path):
+    save_checkpoint(trained, tmp_path, Progress(1, 1.0, (2.0,)))
+    newest = save_checkpoint(trained, tmp_path, Progress(2, 2.0, (1.0,)))
+    (newest / "state-00000-of-00001.safetensors").write_bytes(b"")
+    with pytest.warns(UserWarning, match="damaged checkpoint passed over"):
+        restore_checkpoint(compiled(config), tmp_path)
+    save_checkpoint(trained, tmp_path, Progress(2, 2.0, (1.0,)))  # the step is done again
+    assert restore_checkpoint(compiled(config), tmp_path, best=True) == Progress(2, 2.0, (1.0,))
 
 
 def test_half_written_checkpoints_are_not_seen(config, trained, tmp_path):

@@ -1,18 +1,23 @@
 """What a run shows and records, and when it stops by itself."""
 
+import io
 import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from gpt_keras.config import PRESETS, GPTConfig
 from gpt_keras.data.errors import InputError
-from gpt_keras.training.callbacks import DivergedError, Guard
+from gpt_keras.training.callbacks import DivergedError, Guard, Pace
+from gpt_keras.training.checkpoint import Progress
 from gpt_keras.training.flops import measured_flops_per_second, training_flops_per_token
 from gpt_keras.training.options import TrainOptions
+from gpt_keras.training.record import Record
 
+from ..conftest import build
 from .test_train import SMALL, train
 
 
@@ -103,6 +108,27 @@ def test_samples_are_kept_by_step_and_the_profile_is_there(watched):
         "## At the end",
     ]
     assert list((watched / "run" / "logs").rglob("*.xplane.pb"))
+
+
+def test_a_full_disk_costs_the_record_and_not_the_training(tmp_path):
+    options, told = TrainOptions(steps=9, run_dir=tmp_path, evaluations=0), io.StringIO()
+
+    def no_room(step):
+        raise InputError("the disk is full")
+
+    pace = Pace(options, Progress())
+    record = Record(pace, lambda: None, options, 64.0, Console(file=told), None, no_room, 2)
+    model = build(GPTConfig.from_preset("nano", vocabulary_size=300))
+    model.compile("sgd", "mse")
+    record.set_model(model)
+    record.on_train_begin()
+    record._metrics.close()
+    record._metrics = open("/dev/full", "a")  # noqa: SIM115
+    for pace.step in range(1, 4):
+        record.on_train_batch_begin(pace.step - 1)
+        record.on_train_batch_end(pace.step - 1, {"loss": 1.0})
+    record.close()
+    assert told.getvalue().count("warning: the record of the run is not whole") == 1
 
 
 def test_the_best_checkpoint_stays_beside_the_newest(watched):
