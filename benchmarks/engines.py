@@ -32,8 +32,7 @@ for prompt in asked["prompts"]:
     texts.append(write(prompt, asked["new_tokens"]))
     seconds += time.perf_counter() - start
 found = {"texts": texts, "speed": sum(map(len, texts)) / seconds}
-installed = {package.name.lower().replace("_", "-"): package.version for package in importlib.metadata.distributions()}
-print(json.dumps({**found, "versions": {name: installed[name] for name in sys.argv[3:] if name in installed}}))
+print(json.dumps({**found, "versions": {name: importlib.metadata.version(name) for name in sys.argv[3:]}}))
 """
 _TRANSFORMERS = """
 import sys, torch
@@ -53,14 +52,14 @@ class Engine:
 
     Attributes:
         packages: What pip installs for it.
-        measured: Those of the installed packages whose versions are told.
+        versions_of: Packages whose versions are told.
         unwanted: What pip installs with them, and text does without: it is of another build than torch.
         script: Defines `write(prompt, new_tokens)`, both in token ids, for the model folder `sys.argv[1]` or the GGUF
             file `sys.argv[2]`.
     """
 
     packages: tuple[str, ...]
-    measured: tuple[str, ...]
+    versions_of: tuple[str, ...]
     script: str
     unwanted: tuple[str, ...] = ()
 
@@ -134,8 +133,8 @@ def compare(options: argparse.Namespace, temporary: Path) -> None:
     for name in options.engines:
         try:
             python = environment((options.environments or temporary) / name, ENGINES[name])
-            script, measured = ENGINES[name].script + _WRITE, ENGINES[name].measured
-            answer = run([str(python), "-c", script, str(folder), str(gguf), *measured], question)
+            script, packages = ENGINES[name].script + _WRITE, ENGINES[name].versions_of
+            answer = run([str(python), "-c", script, str(folder), str(gguf), *packages], question)
         except RuntimeError as error:
             rows.append([name, str(error)])
             continue

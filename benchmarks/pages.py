@@ -69,11 +69,11 @@ def _table(rows: list[list[str]]) -> str:
 
 
 def draw(path: Path) -> None:
-    """A bar for every system of the comparisons in `_CHARTS`, those of this project in colour."""
+    """A bar for every system of the comparisons in `CHARTS`, those of this project in colour."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    charts = [chart for picked in _CHARTS if (chart := _chart(*picked))]
+    charts = [found for picked in CHARTS if (found := chart(*picked))]
     if not charts:
         return
     most = max(len(bars) for _, bars in charts)
@@ -95,7 +95,7 @@ def draw(path: Path) -> None:
         figure.savefig(path, metadata={"Date": None})
 
 
-_CHARTS = [
+CHARTS = [
     ("training", "a training step, ms (less is better)", r"training step, small, batch of \d+"),
     ("serving", "16 clients, tokens/s", "serving, 16 clients"),
     ("edge", "one text, 8 bits, tokens/s", "smollm2, decode at 64"),
@@ -103,12 +103,13 @@ _CHARTS = [
 """Results, a title, and a regular expression that the case shown begins with."""
 
 
-def _chart(name: str, title: str, case: str) -> tuple[str, list[tuple[str, float]]] | None:
+def chart(name: str, title: str, case: str) -> tuple[str, list[tuple[str, float]]] | None:
+    """The title and the bars, the best first; `None` where the results have no such case."""
     file = RESULTS / f"{name}.json"
     if not file.is_file():
         return None
     found = [result for result in json.loads(file.read_text("utf-8"))["results"] if re.match(case, result["case"])]
     if not found:
-        raise ValueError(f"{file}: no case {case!r} to draw")
+        return None
     bars = [(f"{r['system']} {re.sub(case, '', r['case'], count=1).lstrip(', ')}".strip(), r["value"]) for r in found]
     return title, sorted(bars, key=lambda bar: bar[1], reverse=found[0]["unit"] != "ms")

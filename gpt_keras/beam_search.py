@@ -48,8 +48,8 @@ class _Search:
 
         Args:
             values: [running beams, candidates], what each beam's best continuations add to its score.
-            tokens: The same shape, which they are.
-            log_probabilities: The same shape, what the model gives them before any rule.
+            tokens: Their token ids, of the same shape.
+            log_probabilities: Those that the model gives them before any rule, of the same shape.
         """
         width = self._options.num_beams
         candidates = [
@@ -61,8 +61,8 @@ class _Search:
         candidates.sort(key=lambda candidate: -candidate[0])
         length = len(self.running[0].tokens) + 1
         running: list[_Beam] = []
-        del candidates[max(2, 1 + len(self._end_ids)) * width :]
-        for rank, (score, beam, token, log_probability) in enumerate(candidates):
+        most = max(2, 1 + len(self._end_ids)) * width
+        for rank, (score, beam, token, log_probability) in enumerate(candidates[:most]):
             ends, full = token in self._end_ids, length >= beam.limit
             if (ends or full) and rank >= width:
                 continue  # a worse one than the beams that go on does not end here

@@ -127,6 +127,7 @@ class TokenAutomaton:
         ends: As given.
         start: The state before any token.
         distance: Of each state, the fewest tokens to a whole text, int64.
+        nbytes: Memory that it takes, about.
     """
 
     def __init__(self, index: Any, ends: np.ndarray) -> None:
@@ -145,6 +146,7 @@ class TokenAutomaton:
             kept = tokens < len(ends)  # outlines-core's own end token is one beyond
             order = np.argsort(tokens[kept])
             self._rows[number[state]] = (tokens[kept][order], targets[kept][order])
+        self.nbytes = sum(_OF_A_STATE + tokens.nbytes + targets.nbytes for tokens, targets in self._rows)
         self.distance = self._distances()
         if self.distance[self.start] == _NEVER:
             raise InputError("no text that the tokenizer's tokens can spell has the asked form")
@@ -160,11 +162,6 @@ class TokenAutomaton:
             if (closer >= distance).all():
                 return distance
             distance = np.minimum(distance, closer)
-
-    @property
-    def nbytes(self) -> int:
-        """Of memory."""
-        return self.distance.nbytes + sum(tokens.nbytes + targets.nbytes for tokens, targets in self._rows)
 
     @property
     def shortest(self) -> int:
@@ -188,6 +185,8 @@ class TokenAutomaton:
 
 
 _NEVER = np.int64(2**40)
+_OF_A_STATE = 300
+"""Bytes of the objects that hold a state's tokens."""
 
 
 class Form:

@@ -178,12 +178,13 @@ def test_a_stop_string_ends_the_text_wherever_tokens_are_cut(lm, cut):
 def test_log_probabilities_of_beams_are_the_models_own(lm):
     """Whatever rules the beams were chosen by."""
     ids = lm.tokenizer.encode_prompt(PROMPTS[1])
-    options = SamplingOptions(num_beams=3, repetition_penalty=1.5, max_new_tokens=8, log_probabilities=True)
+    options = SamplingOptions(num_beams=3, repetition_penalty=0.2, max_new_tokens=8, log_probabilities=True)
     ((found,),) = another(lm, frozenset()).complete([ids], options)
     logits = np.asarray(lm.model(np.array([ids + found.token_ids[:-1]], np.int32)), np.float64)[0, len(ids) - 1 :]
     logits -= logits.max(-1, keepdims=True)
     expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     assert found.log_probabilities == pytest.approx(expected[np.arange(8), found.token_ids], abs=1e-3)
+    assert 8 * found.score != pytest.approx(sum(found.log_probabilities), abs=0.1)  # the penalty has met some
 
 
 def test_text_held_back_for_a_stop_string_that_does_not_come_is_not_lost(lm):

@@ -1,6 +1,7 @@
 """What `python -m build` makes is whole: it trains and generates away from the repository."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -26,8 +27,12 @@ def run(*command, **given) -> str:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
     """Both packages; the wheel is made of what is in the other one."""
-    folder = tmp_path_factory.mktemp("dist")
-    run("-m", "build", "--no-isolation", "--outdir", folder, ROOT)
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    for name in ("gpt_keras", "tests"):  # without what an earlier build has left
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "MANIFEST.in"):
+        shutil.copy(ROOT / name, source)
+    run("-m", "build", "--no-isolation", "--outdir", folder, source)
     return folder
 
 

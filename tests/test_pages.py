@@ -35,6 +35,10 @@ def test_every_result_says_where_and_when():
     assert shown <= {*SUITE, *MORE, "training_h100"}  # which needs a machine of its own
 
 
+def test_the_picture_has_all_its_charts():
+    assert all(pages.chart(*picked) for picked in pages.CHARTS)
+
+
 def test_one_command_runs_a_benchmark_and_writes_its_page(tmp_path):
     script = (
         "import sys; from pathlib import Path; from benchmarks import __main__, pages\n"

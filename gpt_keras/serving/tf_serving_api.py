@@ -58,9 +58,9 @@ class TFServingAPI:
         number = None
         if version is not None:
             digits = version.lstrip("0")  # Python reads no numbers of thousands of digits
-            number = int(digits[:20] or "0")
-            if number >= 2**63:
+            if len(digits) > 19 or int(digits or "0") >= 2**63:
                 raise RequestError("")  # whose body is empty there
+            number = int(digits or "0")
         if http_method == "POST":
             assert name is not None
             answers = {"predict": self._predict, "classify": self._classify, "regress": self._regress}

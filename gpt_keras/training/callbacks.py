@@ -189,7 +189,8 @@ class Checkpoint(keras.callbacks.Callback):
     def save(self) -> None:
         """Begin to write a checkpoint of the step just done, unless that was begun already."""
         if self.pace.step != self._saved_step:
-            progress = checkpoint.Progress(self.pace.step, self.pace.seconds, self.pace.score)
+            precision = self.model.layers[-1].dtype_policy.name
+            progress = checkpoint.Progress(self.pace.step, self.pace.seconds, self.pace.score, precision)
             self.writer.save(self.model, progress)
             self._saved_step = self.pace.step
         if self.pace.score is not None:

@@ -6,7 +6,8 @@
 A tensor of the files is a part of a variable: NAME@START,START,... says where its first element goes.
 
 They are written beside the training, by a thread. The newest whole one is used; a damaged one is passed over with a
-warning, and renamed. The same files serve both backends, any mesh of devices and any number of processes.
+warning, and renamed to step_N.damaged. The same files serve both backends, any mesh of devices and any number of
+processes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,13 @@ class Progress:
         step: Optimizer steps done.
         seconds: Seconds spent training, compilation left out.
         score: Of held-out data after this step, where it was measured.
+        precision: The dtype policy of the model's layers.
     """
 
     step: int = 0
     seconds: float = 0.0
     score: Score | None = None
+    precision: str | None = field(default=None, compare=False)
 
 
 class CheckpointWriter:
@@ -205,6 +208,16 @@ def save_checkpoint(model: keras.Model, folder: Path, progress: Progress, keep: 
     return path
 
 
+def recorded_precision(folder: Path) -> str | None:
+    """What the model of the newest checkpoint in `folder` was trained in; `None` where that is not known."""
+    for path in _newest_first(folder):
+        try:
+            return str(json.loads((path / "state.json").read_text("utf-8"))["precision"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
 def restore_checkpoint(model: keras.Model, folder: Path, best: bool = False) -> Progress:
     """Load a whole checkpoint in `folder` into a compiled model; progress 0 where there is none.
 
@@ -232,10 +245,9 @@ def restore_checkpoint(model: keras.Model, folder: Path, best: bool = False) -> 
 def _first_whole(folder: Path, best: bool) -> int:
     """The step of the newest checkpoint that matches its checksums, or of the best; -1 where there is none."""
     found = _newest_first(folder)
-    if best:
-        chosen = _best(found)
-        found = [chosen, *found] if chosen else found
-    for path in found:
+    while found:
+        path = (_best(found) if best else None) or found[0]
+        found.remove(path)
         try:
             state = json.loads((path / "state.json").read_text("utf-8"))
             step, _ = int(state["step"]), float(state["seconds"])
@@ -246,11 +258,18 @@ def _first_whole(folder: Path, best: bool) -> int:
                 return step
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             warnings.warn(f"{path}: damaged checkpoint passed over ({error})", stacklevel=3)
-            aside = path.with_name(f"{path.name}.damaged")
-            with contextlib.suppress(OSError):  # it must count neither as the newest nor as the best one
-                shutil.rmtree(aside, ignore_errors=True)
-                path.rename(aside)
+            may_be_whole = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+            if not may_be_whole:
+                _put_aside(path)
     return -1
+
+
+def _put_aside(path: Path) -> None:
+    """Rename a damaged checkpoint, which must count neither as the newest nor as the best one."""
+    aside = path.with_name(f"{path.name}.damaged")
+    with contextlib.suppress(OSError):
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
 
 
 def _assign(model: keras.Model, stored: StoredTensors, path: Path) -> None:

@@ -115,7 +115,7 @@ class FinetuneRun:
     def _open(self) -> LanguageModel:
         """The base, in the arithmetic that is used, ready to be taught conversations."""
         options = self.options
-        policy, why = choose_precision(options.precision)
+        policy, why = choose_precision(options.precision, options.run_dir / "checkpoints")
         lm = load(options.model, dtype=policy)
         template = None if options.template is None else read_template(options.template)
         before = lm.config.vocabulary_size

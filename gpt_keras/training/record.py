@@ -85,6 +85,7 @@ class Record(keras.callbacks.Callback):
         self._wandb: Any = None
         self._metrics: Any = None
         self._failed = False
+        self._losses: tuple[type[Exception], ...] = (OSError, InputError)
         self._step_seconds: deque[float] = deque(maxlen=101)
         self._validation_loss = float("nan")
         self._next_evaluation = self._next_share(pace.progress)
@@ -111,6 +112,7 @@ class Record(keras.callbacks.Callback):
             return
         import tensorflow as tf
 
+        self._losses = (*self._losses, tf.errors.OpError)
         self._board = tf.summary.create_file_writer(str(self.folder / "logs"))
         if self.options.wandb is not None:
             import wandb
@@ -172,8 +174,7 @@ class Record(keras.callbacks.Callback):
             with averaged_weights(self.model), self._going_on():
                 self.sample(step)
         if processes().first:
-            with self._going_on():
-                self._write(record)
+            self._write(record)
             self._show(loss, step)
 
     def close(self) -> None:
@@ -193,7 +194,7 @@ class Record(keras.callbacks.Callback):
         """Where the disk is full, say so once instead of ending the training."""
         try:
             yield
-        except (OSError, InputError) as error:
+        except self._losses as error:
             if not self._failed:
                 say(self.console, f"warning: the record of the run is not whole: {error}")
             self._failed = True
@@ -219,9 +220,11 @@ class Record(keras.callbacks.Callback):
         return (math.floor(progress * self.evaluations + 1e-9) + 1) / self.evaluations if self.evaluations else 2.0
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._metrics.write(json.dumps(record) + "\n")
-        self._metrics.flush()
-        self._to_board(record)
+        with self._going_on():
+            self._metrics.write(json.dumps(record) + "\n")
+            self._metrics.flush()
+        with self._going_on():
+            self._to_board(record)
         if self._wandb is not None:
             self._wandb.log(
                 {name: value for name, value in record.items() if name not in ("step", "score")}, step=record["step"]

@@ -110,7 +110,7 @@ class TrainingRun:
 
     def _train(self, config: GPTConfig, corpus: Mixture) -> dict[str, Any]:
         options = self.options
-        policy, why = choose_precision(options.precision)
+        policy, why = choose_precision(options.precision, self.folder / "checkpoints")
         keras.utils.set_random_seed(options.seed)
         devices = self._distribute(config, policy)
         host, num_hosts = hosts()

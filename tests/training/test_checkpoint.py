@@ -6,7 +6,7 @@ import pytest
 
 from gpt_keras.config import GPTConfig
 from gpt_keras.data.errors import InputError
-from gpt_keras.training.checkpoint import Progress, restore_checkpoint, save_checkpoint
+from gpt_keras.training.checkpoint import Progress, best_score, restore_checkpoint, save_checkpoint
 from gpt_keras.training.loss import NextTokenLoss
 from gpt_keras.training.optimizer import Muon
 
@@ -71,14 +71,17 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(config, trained, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001", "step_00000002.damaged"]
 
 
-def test_a_damaged_checkpoint_is_not_the_best_one(config, trained, tmp_path):
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("best", [False, True])
+def test_a_damaged_checkpoint_is_not_the_best_one(config, trained, tmp_path, best):
     save_checkpoint(trained, tmp_path, Progress(1, 1.0, (2.0,)))
     newest = save_checkpoint(trained, tmp_path, Progress(2, 2.0, (1.0,)))
     (newest / "state-00000-of-00001.safetensors").write_bytes(b"")
     with pytest.warns(UserWarning, match="damaged checkpoint passed over"):
-        restore_checkpoint(compiled(config), tmp_path)
-    save_checkpoint(trained, tmp_path, Progress(2, 2.0, (1.0,)))  # the step is done again
-    assert restore_checkpoint(compiled(config), tmp_path, best=True) == Progress(2, 2.0, (1.0,))
+        assert restore_checkpoint(compiled(config), tmp_path, best=best).step == 1
+    assert best_score(tmp_path) == (2.0,)
+    assert restore_checkpoint(compiled(config), tmp_path, best=best).step == 1  # without a warning
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001", "step_00000002.damaged"]
 
 
 def test_half_written_checkpoints_are_not_seen(config, trained, tmp_path):

@@ -7,8 +7,13 @@ import types
 import numpy as np
 import pytest
 
+from gpt_keras.config import GPTConfig
 from gpt_keras.data.errors import InputError
 from gpt_keras.model import GPT
+from gpt_keras.training import precision
+from gpt_keras.training.callbacks import Checkpoint, Pace
+from gpt_keras.training.checkpoint import CheckpointWriter, Progress
+from gpt_keras.training.optimizer import make_optimizer
 from gpt_keras.training.options import TrainOptions
 from gpt_keras.training.precision import choose_precision
 from gpt_keras.training.scaling import scaled
@@ -76,6 +81,31 @@ def test_the_choice_of_arithmetic_says_why():
     policy, why = choose_precision("auto")
     assert policy in ("float32", "mixed_bfloat16") and why
     assert choose_precision("float32") == ("float32", "as asked")
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize(
+    ("before", "ratio", "policy"),
+    [
+        (None, 1.2, "mixed_bfloat16"),
+        (None, 1.0, "float32"),
+        ("float32", 1.2, "float32"),
+        ("float32", 2.0, "mixed_bfloat16"),
+        ("mixed_bfloat16", 1.0, "mixed_bfloat16"),
+        ("mixed_bfloat16", 0.5, "float32"),
+    ],
+)
+def test_a_run_that_goes_on_stays_with_its_arithmetic(before, ratio, policy, tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "compare_products", lambda dtypes: {"bfloat16": ratio, "float32": 1.0})
+    if before:
+        model = GPT(GPTConfig.from_preset("nano", vocabulary_size=300), dtype=before)
+        model.compile(make_optimizer(TrainOptions(steps=1, run_dir=tmp_path), before), "mse")
+        pace = Pace(TrainOptions(steps=1, run_dir=tmp_path), Progress(1))
+        checkpoint = Checkpoint(pace, CheckpointWriter(tmp_path), tmp_path, 1.0, None)
+        checkpoint.set_model(model)
+        checkpoint.save()
+        checkpoint.writer.wait()
+    assert choose_precision("auto", tmp_path)[0] == policy
 
 
 @pytest.mark.parametrize(

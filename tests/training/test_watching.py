@@ -3,6 +3,9 @@
 import io
 import json
 import math
+import shutil
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -110,11 +113,39 @@ def test_samples_are_kept_by_step_and_the_profile_is_there(watched):
     assert list((watched / "run" / "logs").rglob("*.xplane.pb"))
 
 
-def test_a_full_disk_costs_the_record_and_not_the_training(tmp_path):
+@pytest.mark.slow
+def test_samples_of_a_run_that_goes_on_are_kept(watched, source):
+    run = shutil.copytree(watched / "run", watched / "on")
+    done = train("--data", source, *SMALL, "--steps", 32, "--run-dir", run, "--export-dir", "null",
+                 "--evaluation-steps", 8, "--sample-steps", 10)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    headings = [line for line in (run / "samples.md").read_text().splitlines() if line.startswith("## ")]
+    assert headings == ["## Step 10", "## Step 20", "## Step 30", "## At the end"]
+
+
+def test_wandb_that_refuses_is_one_line(tmp_path, monkeypatch):
+    def refuse(**settings):
+        raise RuntimeError("nobody is logged in\nlog in")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=refuse))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    options = TrainOptions(steps=9, run_dir=tmp_path, wandb="mine")
+    record = Record(Pace(options, Progress()), lambda: None, options, 64.0, Console(), None, lambda step: None, 0)
+    with pytest.raises(InputError, match=r"^--wandb mine: nobody is logged in$"):
+        record.on_train_begin()
+    record.close()
+
+
+def test_a_full_disk_costs_the_record_and_not_the_training(tmp_path, monkeypatch):
+    import tensorflow as tf
+
     options, told = TrainOptions(steps=9, run_dir=tmp_path, evaluations=0), io.StringIO()
 
     def no_room(step):
         raise InputError("the disk is full")
+
+    def no_board(*given):
+        raise tf.errors.ResourceExhaustedError(None, None, "no space left")
 
     pace = Pace(options, Progress())
     record = Record(pace, lambda: None, options, 64.0, Console(file=told), None, no_room, 2)
@@ -124,6 +155,7 @@ def test_a_full_disk_costs_the_record_and_not_the_training(tmp_path):
     record.on_train_begin()
     record._metrics.close()
     record._metrics = open("/dev/full", "a")  # noqa: SIM115
+    monkeypatch.setattr(tf.summary, "scalar", no_board)
     for pace.step in range(1, 4):
         record.on_train_batch_begin(pace.step - 1)
         record.on_train_batch_end(pace.step - 1, {"loss": 1.0})
