@@ -3,7 +3,8 @@
     python -m benchmarks [NAME ...] [--all] [--list] [--write-pages]
 
 Each runs with settings that suit two cores, together half an hour; --all adds those that take as long
-again, or want a network. NAME runs only these. --write-pages only writes the documentation's tables and pictures anew.
+again, or want a network or a GPU. NAME runs only these. --write-pages only writes the documentation's tables and
+pictures anew.
 """
 
 from __future__ import annotations
@@ -41,6 +42,12 @@ MORE = {
     "engines": "engines --texts 8 --new-tokens 32 --environments build/engines",
 }
 """The same, of those that --all adds."""
+ON_GPU = {
+    "training_gpu": "training --case gpt2-1024 --batch-size 8 32 --turns 2 "
+    "--systems 'gpt_keras jax,torch compile bfloat16'",
+}
+"""The same, of those that --all adds on a machine with a GPU; all but JAX, PyTorch and Keras may be missing there."""
+KNOWN = {**SUITE, **MORE, **ON_GPU}
 FAST = {
     "training": "--systems 'gpt_keras,keras_hub .* mixed,keras layers mixed,torch eager bfloat16,torch compile'",
     "finetuning": "--systems 'gpt_keras tensorflow auto,transformers bfloat16'",
@@ -68,15 +75,15 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="say what there is")
     parser.add_argument("--write-pages", action="store_true", help="run nothing")
     options = parser.parse_args()
-    known = {**SUITE, **MORE}
-    if unknown := [name for name in options.names if name not in known]:
-        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(known)}")
+    every = [name for name in KNOWN if name not in ON_GPU or report.gpus()]
+    if unknown := [name for name in options.names if name not in KNOWN]:
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(KNOWN)}")
     if options.list:
-        print("\n".join(f"{name}: python -m benchmarks.{shlex.join(arguments(name))}" for name in known))
+        print("\n".join(f"{name}: python -m benchmarks.{shlex.join(arguments(name))}" for name in KNOWN))
         return
     failed = []
     if not options.write_pages:
-        for name in (bar := tqdm(options.names or list(known if options.all else SUITE), unit="benchmark")):
+        for name in (bar := tqdm(options.names or (every if options.all else list(SUITE)), unit="benchmark")):
             bar.set_description(name)
             if problem := run(name):
                 failed.append(f"{name}: {problem}")
@@ -88,7 +95,7 @@ def main() -> None:
 def arguments(name: str) -> list[str]:
     """Of the benchmark of this name, on this machine."""
     more = FAST if report.computes_bfloat16() else SLOW
-    return shlex.split(f"{SUITE.get(name) or MORE[name]} {more.get(name, '')}")
+    return shlex.split(f"{KNOWN[name]} {more.get(name, '')}")
 
 
 def run(name: str) -> str:

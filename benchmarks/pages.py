@@ -47,7 +47,7 @@ def rendered(record: Mapping[str, Any]) -> str:
     """Tables in Markdown, and where and when they were measured."""
     parts = [_table(rows) for rows in record["tables"]]
     machine = record["machine"]
-    where = machine.get("accelerator") or "{cores} cores of {processor}{has}, {memory_gb:.0f} GB".format(
+    where = " and ".join(machine.get("gpus", ())) or "{cores} cores of {processor}{has}, {memory_gb:.0f} GB".format(
         **machine, has=" with " + " and ".join(words) if (words := machine["instructions"][-2:]) else ""
     )
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())

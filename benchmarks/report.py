@@ -90,16 +90,25 @@ def commit() -> str | None:
 
 
 def machine() -> dict[str, Any]:
-    """System, processor, cores and memory."""
+    """System, processor, cores and memory, and the GPUs where there are some."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    found = {"processor": processor(), "cores": os.cpu_count(), "memory_gb": round(memory / 1e9, 1)}
-    return {**found, "instructions": instructions(), "system": platform.platform(terse=True)}
+    found: dict[str, Any] = {"processor": processor(), "cores": os.cpu_count(), "memory_gb": round(memory / 1e9, 1)}
+    found |= {"instructions": instructions(), "system": platform.platform(terse=True)}
+    return {**found, "gpus": names} if (names := gpus()) else found
+
+
+def gpus() -> list[str]:
+    """Names of this machine's NVIDIA GPUs."""
+    if not (program := shutil.which("nvidia-smi")):
+        return []
+    done = subprocess.run([program, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
+    return [] if done.returncode else done.stdout.split("\n")[:-1]
 
 
 def computes_bfloat16() -> bool:
     """Whether products in bfloat16 are of use here: on a GPU, and on a processor with more than AVX2, on which they are
     not done one number after another."""
-    return shutil.which("nvidia-smi") is not None or instructions() != ["AVX2"]
+    return bool(gpus()) or instructions() != ["AVX2"]
 
 
 def chosen(systems: Iterable[str], patterns: Iterable[str]) -> list[str]:
