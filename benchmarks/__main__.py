@@ -1,9 +1,10 @@
 """All benchmarks: their figures into benchmarks/results/, and from there into the documentation.
 
-    python -m benchmarks [NAME ...] [--all] [--list] [--write-pages]
+    python -m benchmarks [NAME ...] [--all] [--into FOLDER] [--list] [--write-pages]
 
 Each runs with settings that suit two cores, together half an hour; --all adds those that take as long
-again, or want a network or a GPU. NAME runs only these. --write-pages only writes the documentation's tables and
+again, or want a network or a GPU. NAME runs only these. --into keeps the figures of another kind of machine in a
+folder of their own there, for the pages that show them. --write-pages only writes the documentation's tables and
 pictures anew.
 """
 
@@ -12,10 +13,12 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import re
 import shlex
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -59,7 +62,7 @@ SLOW = {
     "default_run": "--minutes 2",
     "training": "--batch-size 8 --systems 'gpt_keras tensorflow auto,keras_hub .* float32,torch compile float32'",
     "finetuning": "--context-length 256 --batch-size 1 --systems 'gpt_keras tensorflow auto$,transformers float32$'",
-    "generation": "--systems tensorflow 'litert float32' torch CTranslate2 'llama.cpp float32'",
+    "generation": "--new-tokens 16 --systems tensorflow 'litert float32' torch CTranslate2 'llama.cpp float32'",
     "serving": "--new-tokens 16 --systems int8 '^gpt_keras float32$' transformers llama",
     "edge": "--systems 'int8$' llama",
     "quality": "--peer-iterations 1000 --shares 1",
@@ -72,12 +75,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--all", action="store_true", help="those of --list's second part, too")
+    parser.add_argument("--into", default="", metavar="FOLDER", help="of benchmarks/results, such as avx2")
     parser.add_argument("--list", action="store_true", help="say what there is")
     parser.add_argument("--write-pages", action="store_true", help="run nothing")
     options = parser.parse_args()
     every = [name for name in KNOWN if name not in ON_GPU or report.gpus()]
     if unknown := [name for name in options.names if name not in KNOWN]:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(KNOWN)}")
+    if not re.fullmatch(r"\w*", options.into):
+        parser.error(f"--into {options.into}: no name of a folder")
     if options.list:
         print("\n".join(f"{name}: python -m benchmarks.{shlex.join(arguments(name))}" for name in KNOWN))
         return
@@ -85,7 +91,7 @@ def main() -> None:
     if not options.write_pages:
         for name in (bar := tqdm(options.names or (every if options.all else list(SUITE)), unit="benchmark")):
             bar.set_description(name)
-            if problem := run(name):
+            if problem := run(name, pages.RESULTS / options.into):
                 failed.append(f"{name}: {problem}")
     pages.write()
     if failed:
@@ -98,8 +104,8 @@ def arguments(name: str) -> list[str]:
     return shlex.split(f"{KNOWN[name]} {more.get(name, '')}")
 
 
-def run(name: str) -> str:
-    """Run one, and write what it found; else what was wrong."""
+def run(name: str, folder: Path) -> str:
+    """Run one, and write what it found into this folder; else what was wrong."""
     module, *options = arguments(name)
     command = ["-m", f"benchmarks.{module}", *options]
     start = time.perf_counter()
@@ -116,8 +122,8 @@ def run(name: str) -> str:
         "seconds": round(time.perf_counter() - start),
         **found,
     }
-    pages.RESULTS.mkdir(exist_ok=True)
-    with whole_file(pages.RESULTS / f"{name}.json") as partial:
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / f"{name}.json") as partial:
         partial.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     return ""
 

@@ -4,6 +4,7 @@
     ...
     <!-- end of figures -->
 
+NAME is a path there without its suffix: `training`, or `avx2/training`, which another kind of machine has measured.
 `python -m benchmarks` writes them, and the pictures of them; a test compares.
 """
 
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PICTURE = ROOT / "docs" / "images" / "speed.svg"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-REGION = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
+REGION = re.compile(r"(<!-- figures: ([\w/]+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 
 
 def write() -> None:
