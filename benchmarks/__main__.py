@@ -32,7 +32,7 @@ SUITE = {
     "data": "data --quick",
     "data_beam": "data --beam --quick",
     "tokenizers": "tokenizers --quick",
-    "generation": "generation --quick --new-tokens 32",
+    "generation": "generation --quick",
     "serving": "serving --quick",
     "edge": "edge smollm2 --quick",
     "quality": "quality",
@@ -54,6 +54,7 @@ KNOWN = {**SUITE, **MORE, **ON_GPU}
 FAST = {
     "training": "--systems 'gpt_keras,keras_hub .* mixed,keras layers mixed,torch eager bfloat16,torch compile'",
     "finetuning": "--systems 'gpt_keras tensorflow auto,transformers bfloat16'",
+    "generation": "--new-tokens 32",
     "serving": "--new-tokens 32",
     "training_gpt2": "--systems 'gpt_keras tensorflow auto,torch compile bfloat16'",
 }

@@ -40,8 +40,7 @@ def run(
         options = parse(options_type, program, sys.argv[1:] if argv is None else argv)
         return main(options) or 0
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -49,8 +48,13 @@ def run(
         sys.stdout = None
         return 0
     except OSError as error:
-        print(f"error: {readable(error, error.filename or 'a file')}", file=sys.stderr)
-        return 2
+        return failed(readable(error, error.filename or "a file"))
+
+
+def failed(problem: object) -> int:
+    """Say on standard error what is wrong with the input, and give the exit code for it."""
+    print(f"error: {problem}", file=sys.stderr)
+    return 2
 
 
 def positional(options_type: type) -> Sequence[str]:

@@ -144,6 +144,7 @@ def _measure_task(options: EvaluateOptions, console: Console) -> dict[str, list[
     from gpt_keras.evaluation.answers import Answerer
     from gpt_keras.language_model import load
 
+    baselines = task.baselines(records, training)  # first, for they may refuse the records
     found: dict[str, list[Metric]] = {}
     for name in [options.model, *options.compare]:
         answerer = Answerer(load(name, dtype=options.precision), task, options.batch_size)
@@ -159,7 +160,7 @@ def _measure_task(options: EvaluateOptions, console: Console) -> dict[str, list[
         if name == options.model and options.output is not None:
             _write(options.output, records, outputs)
         found[name] = _metrics(task, records, outputs)
-    for name, outputs in task.baselines(records, training).items():
+    for name, outputs in baselines.items():
         found[name] = _metrics(task, records, outputs)
     return found
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,8 @@ class GenerateOptions:
         num_beams: Beam search over this many; 1 is none.
         length_penalty: Beams are ranked by log-probability / length ** this.
         log_probabilities: With --prompts, also write the tokens and their log-probabilities.
-        seed: The same seed gives the same text for a prompt, whatever else is in the file.
+        seed: The same seed gives the same text for a prompt, whatever else is in the file; equal prompts get different
+            ones.
         sliding: When the context is full, go on with its newer half instead of refusing.
         engine: What runs the model on a CPU: keras; litert, which starts faster and runs faster, after making a file
             once; litert-int8, much faster, and less exact; or auto, which is litert where that file is there already.
@@ -144,10 +146,10 @@ def continue_all(lm: Any, prompts: list[str], sampling: Any, batch_size: int) ->
     encoded = [lm.generator.encode(prompt) for prompt in prompts]
     for row, ids in enumerate(encoded):  # before any work is done
         lm.generator.limit(row, ids, sampling)
-    starts = range(0, len(prompts), batch_size)
+    starts, before = range(0, len(prompts), batch_size), Counter[tuple[int, ...]]()
     for start in track(starts, console=console, transient=True, disable=not console.is_terminal):
         batch = slice(start, start + batch_size)
-        found = lm.generator.complete(encoded[batch], sampling)
+        found = lm.generator.complete(encoded[batch], sampling, before)
         for prompt, completions in zip(prompts[batch], found, strict=True):
             fields = [{k: v for k, v in vars(c).items() if v is not None} for c in completions]
             if not sampling.log_probabilities:

@@ -68,13 +68,18 @@ class Generator:
         return [found[0].text for found in self.complete([self.encode(prompt) for prompt in prompts], options)]
 
     def complete(
-        self, prompts: Sequence[Sequence[int]], options: SamplingOptions = SamplingOptions()
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: SamplingOptions = SamplingOptions(),
+        before: Counter[tuple[int, ...]] | None = None,
     ) -> list[list[Completion]]:
         """All continuations of each prompt, `num_sequences` of them, the best first with beams.
 
         Args:
             prompts: Token ids of each prompt, at least one each.
             options: For all of them.
+            before: How often each prompt came before, where these are some of many; these are counted too. Equal
+                prompts get different texts by their number.
 
         Raises:
             InputError: A prompt does not fit the context, or not with so many new tokens.
@@ -84,7 +89,7 @@ class Generator:
 
             return search(self, prompts, options)
         sequences: list[Continuation] = []
-        for step in self.run(prompts, options):
+        for step in self.run(prompts, options, before):
             sequences = step
         done = [
             Completion(
@@ -126,11 +131,16 @@ class Generator:
             raise InputError("this model has no tokenizer: give it token ids instead of text")
         return self.tokenizer.encode_prompt(prompt)
 
-    def run(self, prompts: Sequence[Sequence[int]], options: SamplingOptions) -> Iterator[list[Continuation]]:
-        """The loop: all sequences, `num_sequences` of each prompt side by side, after every step."""
+    def run(
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: SamplingOptions,
+        before: Counter[tuple[int, ...]] | None = None,
+    ) -> Iterator[list[Continuation]]:
+        """The loop: all sequences, `num_sequences` of each prompt side by side, after every step; see `complete`."""
         if not prompts:
             return
-        sequences = self._begin(prompts, options)
+        sequences = self._begin(prompts, options, Counter() if before is None else before)
         room = max(sequence.limit for sequence in sequences)
         self._slide(sequences)
         rows = self.decoder.start([self._window(s) for s in sequences[:: options.num_sequences]], room)
@@ -174,8 +184,9 @@ class Generator:
     def _going(sequences: list[Continuation]) -> list[int]:
         return [i for i, sequence in enumerate(sequences) if sequence.finish_reason is None]
 
-    def _begin(self, prompts: Sequence[Sequence[int]], options: SamplingOptions) -> list[Continuation]:
-        before: Counter[tuple[int, ...]] = Counter()
+    def _begin(
+        self, prompts: Sequence[Sequence[int]], options: SamplingOptions, before: Counter[tuple[int, ...]]
+    ) -> list[Continuation]:
         sequences: list[Continuation] = []
         for row, prompt in enumerate(prompts):
             ids = [int(i) for i in prompt]

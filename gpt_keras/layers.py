@@ -120,8 +120,7 @@ class FeedForwardNetwork(Part):
         if self.config.feed_forward == "swiglu":
             return self.down(kernels.swiglu(self.gate(x), self.up(x)), residual)
         activation = {"gelu": kernels.gelu, "gelu_exact": kernels.gelu_exact, "relu": kernels.relu}
-        inner = self.up.adapted(kernels.linear(x, self.up.base_kernel), x)
-        return self.down(activation[self.config.feed_forward](inner, self.up.bias), residual)
+        return self.down(activation[self.config.feed_forward](self.up.product(x), self.up.bias), residual)
 
 
 @register

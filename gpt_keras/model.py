@@ -96,7 +96,7 @@ class GPT(TrainedModel):
         cache: list[Cache] | None = None,
         select: Tensor | None = None,
     ) -> tuple[Tensor, list[Cache] | None]:
-        """One pass over `length` tokens: prefill with many, decoding with one, training without a cache.
+        """One pass over `length` tokens: prefill with many, decoding with one.
 
         Args:
             token_ids: int32 [batch, length].

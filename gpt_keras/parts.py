@@ -84,11 +84,22 @@ class Projection(layers.Dense):
 
     def call(self, inputs: Tensor, residual: Tensor | None = None, training: bool | None = None) -> Tensor:
         """`residual`, of the result's shape, is added to it."""
+        return self.product(inputs, self.bias, residual)
+
+    def product(self, inputs: Tensor, bias: Any = None, residual: Tensor | None = None) -> Tensor:
+        """`inputs` by the kernel, with what an adapter adds to that; plus `bias` and `residual`, where they are given.
+
+        An adapter (`gpt_keras.lora`) is two low-rank kernels, which are never multiplied with each other: that saves
+        work.
+        """
         if self.kernel_scale is None:
-            product = kernels.linear(inputs, self.base_kernel, self.bias, residual)
+            product = kernels.linear(inputs, self.base_kernel, bias, residual)
         else:
-            product = int8.linear(inputs, self.base_kernel, self.kernel_scale, self.bias, residual)
-        return self.adapted(product, inputs)
+            product = int8.linear(inputs, self.base_kernel, self.kernel_scale, bias, residual)
+        if not self.lora_enabled:
+            return product
+        inner = kernels.linear(inputs, self.lora_kernel_a) * (self.lora_alpha / self.lora_rank)
+        return kernels.linear(inner, self.lora_kernel_b, None, product)
 
     @property
     def base_kernel(self) -> Any:
@@ -117,14 +128,6 @@ class Projection(layers.Dense):
         )
         found.assign(value)
         return found
-
-    def adapted(self, product: Tensor, inputs: Tensor) -> Tensor:
-        """The product of `inputs` with the base kernel, plus what the low-rank adapter makes of them, if there is one
-        (`gpt_keras.lora`). The adapter's kernels are never multiplied with each other, which is what saves work."""
-        if not self.lora_enabled:
-            return product
-        inner = kernels.linear(inputs, self.lora_kernel_a) * (self.lora_alpha / self.lora_rank)
-        return kernels.linear(inner, self.lora_kernel_b, None, product)
 
 
 @register

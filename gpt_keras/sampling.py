@@ -50,10 +50,10 @@ def penalize(
 ) -> Tensor:
     """Make tokens that were there before less (or more) probable.
 
-    The repetition penalty divides positive and multiplies negative logits of every token of the prompt and the
-    continuation (Keskar et al. 2019, CTRL, https://arxiv.org/abs/1909.05858). The presence penalty is subtracted
-    once, and the frequency penalty once for each time, from tokens of the continuation alone (the definition of
-    OpenAI's API).
+    The repetition penalty divides positive logits of every token of the prompt and the continuation (Keskar et al.
+    2019, CTRL, https://arxiv.org/abs/1909.05858) and multiplies negative ones, as transformers does. The presence
+    penalty is subtracted once, and the frequency penalty once for each time, from tokens of the continuation alone (the
+    definition of OpenAI's API).
 
     Args:
         logits: [batch, vocabulary].

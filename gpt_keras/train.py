@@ -157,7 +157,7 @@ def show(summary: dict[str, Any], console: Console) -> None:
     model, prompt = folder / "model", shlex.quote(summary["samples"][0]["prompt"])
     console.print(
         f"  {_python()} -m gpt_keras.generate {model} --prompt={prompt} --temperature 0.8\n"
-        f"  {_python()} -m gpt_keras.finetune {model} --task chat --steps 20 --run-dir runs/chat\n"
+        f"  {_python()} -m gpt_keras.finetune {model} --task chat --steps 20 --lora 8 --run-dir runs/chat\n"
         f"  {_python()} -m tensorboard.main --logdir {folder / 'logs'}",
         highlight=False,
         soft_wrap=True,

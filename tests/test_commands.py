@@ -95,7 +95,7 @@ def test_help_names_every_flag():
 
 @pytest.mark.slow
 def test_generate_takes_a_file_of_prompts(folder, config, tokenizer, tmp_path):
-    prompts = ["def main(", "import os", "x = "]
+    prompts = ["def main(", "import os", "x = ", "def main("]  # the last in another batch than the first
     (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": p}) for p in prompts), "utf-8")
     output = tmp_path / "out.jsonl"
     options = ["--batch-size", 2, "--max-new-tokens", 8, "--num-sequences", 2, "--temperature", 1.0, "--seed", 5]

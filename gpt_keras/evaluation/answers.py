@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -137,9 +138,10 @@ class Answerer:
             prompts.append(ids[-(context - length + 1) :])
         order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
         answers: list[list[str]] = [[] for _ in prompts]
+        before: Counter[tuple[int, ...]] = Counter()
         for start in range(0, len(order), self.batch_size):
             numbers = order[start : start + self.batch_size]
-            found = self._generator.complete([prompts[number] for number in numbers], options)
+            found = self._generator.complete([prompts[number] for number in numbers], options, before)
             for number, completions in zip(numbers, found, strict=True):
                 texts = [completion.text.strip() for completion in completions]
                 answers[number] = self.task.best_first(records[number], texts) if len(texts) > 1 else texts

@@ -12,6 +12,7 @@ Source: https://github.com/EleutherAI/lm-evaluation-harness, version 0.4.13: `lm
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from gpt_keras import command
 from gpt_keras.data.conversations import Message, render
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.hub_tokenizer import HubTokenizer
@@ -33,9 +35,12 @@ try:
     from lm_eval.models import utils as model_utils  # makes the harness's own models known too
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
-    raise InputError(
+    problem = InputError(
         f"lm-evaluation-harness cannot be imported ({error}): pip install 'gpt_keras[eval]', which brings lm-eval"
-    ) from error
+    )
+    if __name__ == "__main__":
+        sys.exit(command.failed(problem))
+    raise problem from error
 
 DEFAULT_BATCH_SIZE = 16
 _OPTIONS = (
@@ -318,4 +323,7 @@ def _batch_size(value: int | str) -> int:
 if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except InputError as error:
+        sys.exit(command.failed(error))

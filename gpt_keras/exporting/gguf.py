@@ -98,7 +98,7 @@ def _architecture(config: GPTConfig) -> tuple[architectures.Architecture, str]:
     elif architecture is not None:
         field = "norm_order"
     raise InputError(
-        f"llama.cpp has no model with {field}={getattr(config, field)!r}; a .gguf file is written for configurations "
+        f"llama.cpp has no GPT with {field}={getattr(config, field)!r}; a .gguf file is written for configurations "
         f"of the types {', '.join(_KINDS)} as llama.cpp runs them"
     )
 

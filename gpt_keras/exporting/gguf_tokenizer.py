@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from gpt_keras.data.errors import InputError
+from gpt_keras.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.gguf_tokenizer import (
     BYTE,
@@ -41,7 +42,7 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocabulary_size: int) -> dict[str, 
         InputError: llama.cpp has nothing like this tokenizer.
     """
     files = tokenizer.files
-    if "tokenizer.model" in files:
+    if isinstance(tokenizer, SentencePieceTokenizer):  # others may have a tokenizer.model beside their own file
         metadata = _from_sentencepiece(files["tokenizer.model"])
     elif "tokenizer.json" in files:
         metadata = _from_byte_level(files["tokenizer.json"], tokenizer)

@@ -18,7 +18,7 @@ class HeldWeights(tf.Module):
 
     In float32 they are the model's own variables. Otherwise matrices are stored as bfloat16, or as int8 with a scale
     for each output (each row of an embedding), and widened once, when the SavedModel is loaded: a smaller file, the
-    same memory and speed. Vectors stay float32.
+    same speed, and the memory of both. Vectors stay float32.
 
     The Keras model itself stays outside, for loaders of TF Serving's kind cannot restore one.
     """

@@ -13,6 +13,7 @@ from typing import Any
 from gpt_keras.data.conversations import turn_ends
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import check_writable, whole_file
+from gpt_keras.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.exporting.litert import describe, litert_file
 from gpt_keras.litert.conversion import Weights
@@ -60,7 +61,7 @@ def export_litertlm(
         bundle = builder.LitertLmFileBuilder()
         bundle.add_system_metadata(builder.Metadata("Authors", "gpt_keras", builder.DType.STRING))
         bundle.add_llm_metadata(str(folder / "metadata.pb"))
-        if (folder / "tokenizer" / "tokenizer.model").exists():
+        if isinstance(tokenizer, SentencePieceTokenizer):  # others may have a tokenizer.model beside their own file
             bundle.add_sentencepiece_tokenizer(str(folder / "tokenizer" / "tokenizer.model"))
         else:
             bundle.add_hf_tokenizer(str(folder / "tokenizer" / "tokenizer.json"))

@@ -104,17 +104,21 @@ class OpenAIAPI:
         model = self._model(asked.model)
 
         def begin() -> list[Job]:
-            lm = model.language_model
             try:
                 prompt = encode_conversation(lm.text_tokenizer, [message.as_message for message in asked.messages])
             except InputError as error:
                 raise APIError(400, str(error), param="messages") from error
             alternatives = (asked.top_logprobs or 0) if asked.logprobs else None
             wanted = asked.max_completion_tokens or asked.max_tokens
-            return self._jobs(asked, model, [prompt], lm.chat_generator, wanted, alternatives, json_schema=schema)
+            return self._jobs(asked, model, [prompt], generator, wanted, alternatives, json_schema=schema)
 
+        lm = model.language_model
+        try:
+            generator = lm.chat_generator
+        except InputError as error:  # its template is damaged
+            raise APIError(400, str(error), param="model") from error
         schema = asked.response_format.schema_of_text if asked.response_format else None
-        jobs = await self._begun(request, begin, model.language_model.chat_generator, schema)
+        jobs = await self._begun(request, begin, generator, schema)
         style = _Chat(model, jobs, asked.logprobs or False, asked.tells_usage)
         return await self._answer(request, model, jobs, style, asked.stream or False)
 

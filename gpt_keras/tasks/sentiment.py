@@ -88,7 +88,10 @@ def _regression(records: Sequence[Record], training: Sequence[Record], labels: S
     model = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000)
     )
-    model.fit([record["text"] for record in training], [_label(record) for record in training])
+    try:
+        model.fit([record["text"] for record in training], [_label(record) for record in training])
+    except ValueError as error:  # one label alone, or texts without a word
+        raise InputError(f"the baseline learns nothing from the records of --train: {error}") from error
     known = list(model.classes_)
     probabilities = model.predict_proba([record["text"] for record in records])
     columns = [probabilities[:, known.index(label)] if label in known else np.zeros(len(records)) for label in labels]

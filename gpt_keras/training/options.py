@@ -41,7 +41,7 @@ class LoopOptions:
         checkpoint_minutes: Time between checkpoints.
         checkpoint_steps: Steps between checkpoints, instead.
         keep_checkpoints: How many of the newest stay, beside the best one on held-out data.
-        evaluations: How many times held-out data is measured along the way.
+        evaluations: How many times held-out data is measured, the end included; `train` takes a sample along the way.
         evaluation_steps: Steps between two such measurements, instead.
         profile: Steps to profile for TensorBoard, as 20-25.
         wandb: Project of Weights & Biases to log to as well; needs the package wandb.

@@ -170,6 +170,14 @@ def test_what_would_fail_at_the_end_is_refused_at_the_start(tmp_path, monkeypatc
             main(EvaluateOptions("none", task, unsafe=True))
 
 
+@pytest.mark.parametrize(("text", "labels"), [("good", ["positive"] * 2), ("!", ["positive", "negative"])])
+def test_a_baseline_that_learns_nothing_is_refused_before_the_model_is_opened(text, labels, tmp_path):
+    data = write(tmp_path / "data.jsonl", SENTIMENT)
+    train = write(tmp_path / "train.jsonl", [{"text": text, "label": label} for label in labels])
+    with pytest.raises(InputError, match="the baseline learns nothing from the records of --train"):
+        main(EvaluateOptions("none", "sentiment", data=[data], train=[train]))
+
+
 TASKS = ["chat", "code", "content", "debugging", "paraphrase", "sentiment", "summarization"]
 
 

@@ -309,6 +309,18 @@ def test_the_harness_s_command_knows_the_model(sentencepiece, tasks, tmp_path):
     assert found["acc,none"] == wanted["acc,none"]
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_what_is_wrong_with_the_harness_s_command_is_one_line(installed, tmp_path):
+    (tmp_path / "lm_eval.py").write_text("" if installed else "raise ImportError('none')", "utf-8")
+    module = "gpt_keras.evaluation.lm_eval_adapter"
+    command = [sys.executable, "-m", module, "--model", "gpt_keras", "--model_args", "path=nowhere", "--tasks", "piqa"]
+    environment = os.environ if installed else {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    words = "error: nowhere: no model folder there" if installed else "error: lm-evaluation-harness cannot be imported"
+    assert done.stderr.strip().splitlines()[-1].startswith(words)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

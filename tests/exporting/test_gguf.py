@@ -9,6 +9,7 @@ from gpt_keras.architectures import write_config
 from gpt_keras.config import RopeScaling
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.sentencepiece_tokenizer import SentencePieceTokenizer
+from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.exporting.gguf import export_gguf
 from gpt_keras.gguf_file import load_gguf
 from gpt_keras.gguf_header import GGUFFile
@@ -84,7 +85,7 @@ def test_transformers_computes_the_same(kind, tokenizer, tmp_path):
 )
 def test_what_llama_cpp_has_no_model_for_is_refused_naming_the_field(changes, field, tokenizer, tmp_path):
     config = dataclasses.replace(BASE, vocabulary_size=512, **changes)
-    with pytest.raises(InputError, match=rf"llama.cpp has no model with {field}="):
+    with pytest.raises(InputError, match=rf"llama.cpp has no GPT with {field}="):
         export_gguf(build(config), tokenizer, tmp_path / "model.gguf")
     assert list(tmp_path.iterdir()) == []
 
@@ -116,6 +117,18 @@ def test_a_tokenizer_json_that_llama_cpp_has_no_name_for_is_refused(tmp_path):
     odd = byte_level_tokenizer(dataclasses.replace(SPLITTINGS[0], patterns=(r"\w+",)))
     with pytest.raises(InputError, match=r"no name for the way this tokenizer\.json splits text"):
         export_gguf(build(config_of("gpt2")), odd, tmp_path / "model.gguf")
+
+
+def test_a_sentencepiece_model_beside_the_tokenizer_that_is_used_is_not_written(tokenizer, tmp_path):
+    """As in folders whose tokenizer.json has more tokens than the tokenizer.model that it was made of."""
+    hub = byte_level_tokenizer(size=600)
+    files = {**hub.files, "tokenizer.model": tokenizer.model}
+    both = Tokenizer.from_files(files, "there")
+    assert both.vocabulary_size == hub.vocabulary_size > tokenizer.vocabulary_size
+    model = build(dataclasses.replace(config_of("gpt2"), vocabulary_size=hub.vocabulary_size))
+    export_gguf(model, both, tmp_path / "model.gguf", "f16")
+    _, again = load_gguf(tmp_path / "model.gguf")
+    assert [again.token_bytes(i) for i in range(600)] == [hub.token_bytes(i) for i in range(600)]
 
 
 # --- llama.cpp itself -------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -394,11 +395,17 @@ def test_an_engine_that_says_nothing_is_a_timeout(monkeypatch):
 
 
 def test_a_key_and_a_graceful_end(folder, tmp_path):
-    server = Server(tmp_path, "--model", f"tiny={folder}", "--skip-warm-up", "--api-key", "secret")
+    poems = shutil.copytree(folder, tmp_path / "poems" / "model")
+    (poems / "chat_template.jinja").write_text("{{ raise_exception('only poems') }}", "utf-8")
+    (tmp_path / "nothing").mkdir()
+    models = ("--model", f"tiny={folder}", f"poems={poems}")
+    server = Server(tmp_path / "nothing", *models, "--skip-warm-up", "--api-key", "secret")
     server.wait_ready()
     status, headers, answer = server.ask("POST", CHAT, {"model": "tiny", "messages": HELLO})
     assert status == 401 and answer["error"]["code"] == "invalid_api_key" and headers["www-authenticate"] == "Bearer"
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="secret", max_retries=0)
+    with pytest.raises(openai.BadRequestError, match="only poems"):
+        chat(client, model="poems")
     stream = chat(client, stream=True, max_tokens=60)
     next(iter(stream))
     ended = threading.Thread(target=server.end)
