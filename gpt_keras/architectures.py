@@ -86,6 +86,9 @@ class Architecture:
         for field, (_, meanings) in self.choices.items():
             if getattr(config, field) not in meanings.values():
                 return field
+        for field, value in self.fields.items():
+            if getattr(config, field) != value:
+                return field
         back = self.from_keys(self.to_keys(config))
         for field in (*self.fields, *back.to_dict()):
             irrelevant = field.startswith("rope_") and config.position != "rotary"

@@ -128,7 +128,7 @@ class MaskedMultiHeadSelfAttention(Part):
         """Queries [batch, num_heads, length, head_dim], and keys and values [batch, num_key_value_heads, length,
         head_dim], normalized and rotated where the configuration says so. Arguments as `call`."""
         parts, head_dim = (self.query, self.key, self.value), self.config.head_dim
-        if self.query.lora_enabled:
+        if any(part.lora_enabled or part.kernel_scale is not None for part in parts):
             query, key, value = (kernels.split_heads(part(x), head_dim) for part in parts)
         else:
             weights = [(part.base_kernel, part.bias) for part in parts]

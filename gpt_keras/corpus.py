@@ -110,9 +110,9 @@ def _inspect(options: CorpusOptions) -> None:
     for split in SPLITS:
         corpus_view.show_lengths(corpus.manifest["splits"][split]["lengths"], f"{split} document", console)
     if options.batch is not None:
-        begin_id = corpus.tokenizer.begin_id
         sizes = (options.context_length, options.batch_size)
-        batches = Batches.of(Mixture([(corpus, None)]), *sizes, seed=options.seed, begin_id=begin_id)
+        begin, end = corpus.tokenizer.begin_id, corpus.tokenizer.end_id
+        batches = Batches.of(Mixture([(corpus, None)]), *sizes, seed=options.seed, begin_id=begin, end_id=end)
         corpus_view.show_batch(options.batch, batches.batch(options.batch), corpus.tokenizer, console)
 
 

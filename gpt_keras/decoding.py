@@ -37,12 +37,17 @@ class Decoder:
         self.model = model
         self._shapes: set[tuple[int, ...]] = set()
         self._dtype = "float32" if on_cpu() else model.compute_dtype
-        self._prefill = compile_step(model, self._forward, xla=False)
-        self._kernels = TransposedKernels(model) if on_cpu() else None
-        self._following = False
-        self._step = compile_step(model, self._forward, self._kernels)
+        self._compile()
         self._take = compile_function(_take_rows)
         self._insert = _compile_insert()
+
+    def _compile(self) -> None:
+        """For the variables that the model has now."""
+        self._variables = self.model.variables
+        self._prefill = compile_step(self.model, self._forward, xla=False)
+        self._kernels = TransposedKernels(self.model) if on_cpu() else None
+        self._following = False
+        self._step = compile_step(self.model, self._forward, self._kernels)
 
     @property
     def config(self) -> GPTConfig:
@@ -61,6 +66,8 @@ class Decoder:
 
     def start(self, prompts: Sequence[Sequence[int]], room: int) -> Rows:
         """As `RowDecoder.start`."""
+        if list(map(id, self._variables)) != list(map(id, self.model.variables)):  # it was given an adapter, say
+            self._compile()
         context = self.model.config.context_length
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
         longest = int(lengths.max())

@@ -100,6 +100,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _tensors(model: GPT) -> dict[str, np.ndarray]:
+    refuse_adapter(model)
     architecture, _ = architectures.architecture_for(model.config)
     parts: dict[str, dict[int, np.ndarray]] = {}
     for weight in model.weights:
@@ -111,6 +112,15 @@ def _tensors(model: GPT) -> dict[str, np.ndarray]:
         name: np.ascontiguousarray(np.concatenate(pieces, axis=-1) if len(pieces) > 1 else pieces[0])
         for name, pieces in whole.items()
     }
+
+
+def refuse_adapter(model: GPT) -> None:
+    """Raise an `InputError` for a model with an adapter beside its weights, which is none of those that are written."""
+    if any("/lora_kernel_" in weight.path for weight in model.weights):
+        raise InputError(
+            "this model has an adapter beside its weights: save that with gpt_keras.lora.Adapter.of(model, base), and "
+            "open its folder for a model with the adapter in it"
+        )
 
 
 def read_folder_config(path: str | Path) -> tuple[GPTConfig, architectures.Architecture | None]:

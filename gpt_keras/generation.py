@@ -46,10 +46,11 @@ class Generator:
         decoder: RowDecoder | None = None,
     ) -> None:
         self.tokenizer = tokenizer
-        self.end_ids = end_ids if end_ids is not None else tokenizer.end_ids if tokenizer else frozenset()
+        ends = end_ids if end_ids is not None else tokenizer.end_ids if tokenizer else frozenset()
         found: Any = Decoder(model) if model is not None else decoder  # also a `SlotDecoder` where slots are used
         self.decoder = found
         self.config = self.decoder.config
+        self.end_ids = frozenset(i for i in ends if 0 <= i < self.config.vocabulary_size)  # others never come
         self._choosers: dict[tuple[str, ...], Callable[..., Any]] = {}
         self._vocabulary: structured.Vocabulary | None = None
         self._making = threading.Lock()

@@ -184,9 +184,13 @@ def load(path: str | Path, dtype: str | None = None) -> LanguageModel:
     if place.startswith(HUB):
         return LanguageModel(*load_folder(hub_folder(place.removeprefix(HUB)), dtype))
     if is_adapter(place):
-        lm = load(_base_of(Path(place)), dtype)
+        base = load(_base_of(Path(place)), dtype)
+        # Which may have an adapter in it: to this model it belongs, whichever of its own adapters is used.
+        tokenizer = Tokenizer.find(place) or base.tokenizer
+        if tokenizer and base.tokenizer and not (Path(place) / "generation_config.json").is_file():
+            tokenizer.end_ids |= base.tokenizer.end_ids  # which PEFT's folders do not say
+        lm = LanguageModel(base.model, tokenizer)
         lm.use_adapter(place)
-        lm.tokenizer = Tokenizer.find(place) or lm.tokenizer
         return lm
     if place == SMOLLM2 and not Path(place).exists():
         place = str(smollm2_file())

@@ -59,11 +59,12 @@ class TokenAndPositionEmbedding(Part):
             [batch, length, hidden_dim].
 
         Raises:
-            ValueError: More tokens than `context_length` (where the length is known before running).
+            ValueError: More tokens than `context_length` without positions (where the length is known before running).
         """
         config = self.config
         length = token_ids.shape[1]
-        if length is not None and length > config.context_length and config.position != "rotary":
+        counted = positions is None and config.position != "rotary"
+        if counted and length is not None and length > config.context_length:
             raise ValueError(
                 f"{length} tokens do not fit {config.position} positions of context_length={config.context_length}"
             )

@@ -12,6 +12,7 @@ Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from gpt_keras.config import GPTConfig
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import whole_folder
 from gpt_keras.data.tokenizer import Tokenizer
+from gpt_keras.folder import token_ids
 from gpt_keras.model import GPT
 from gpt_keras.parts import Projection
 
@@ -157,6 +159,7 @@ class Adapter:
             save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, partial / WEIGHTS)
             if tokenizer is not None:
                 tokenizer.write(partial, config.context_length)
+                (partial / "generation_config.json").write_text(json.dumps(token_ids(tokenizer)) + "\n", "utf-8")
 
     @classmethod
     def load(cls, folder: str | Path, config: GPTConfig) -> Adapter:
@@ -269,8 +272,8 @@ def _scale(said: dict[str, Any], name: str, rank: int) -> float:
     """alpha / rank of a module, as PEFT reads its configuration."""
 
     def pattern(key: str, otherwise: float) -> float:
-        for suffix, value in (said.get(key) or {}).items():
-            if name == suffix or name.endswith(f".{suffix}"):
+        for expression, value in (said.get(key) or {}).items():
+            if re.match(rf"(.*\.)?({expression})$", name.removeprefix(_PREFIX)):
                 return float(value)
         return otherwise
 

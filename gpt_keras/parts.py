@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers
+from keras import layers, ops
 
 from gpt_keras import kernels
 from gpt_keras.config import GPTConfig
@@ -105,6 +105,16 @@ class Projection(layers.Dense):
     def base_kernel(self) -> Any:
         """The kernel's variable [in, out], without what an adapter adds to it."""
         return self._kernel
+
+    @property
+    def kernel(self) -> Any:
+        """As Keras's: with what an adapter adds; of a kernel in 8 bits the numbers that it stands for."""
+        if self.kernel_scale is None:
+            return super().kernel
+        kernel = ops.cast(self._kernel, "float32") * self.kernel_scale
+        if not self.lora_enabled:
+            return kernel
+        return kernel + (self.lora_alpha / self.lora_rank) * ops.matmul(self.lora_kernel_a, self.lora_kernel_b)
 
     def hold_kernel(self, dtype: str) -> None:
         """Keep the kernel, which is not trained any more, in another dtype: that of the layer's products, by which it

@@ -139,7 +139,7 @@ def main(options: ServeOptions) -> None:
         queue=options.queue,
         new_tokens=options.max_new_tokens,
     )
-    key = options.api_key or os.environ.get(KEY) or None
+    key = (options.api_key or os.environ.get(KEY) or "").strip() or None
     app = make_app(models, text_models, metrics, limits, key, options.cors)
     config = uvicorn.Config(
         app,

@@ -15,7 +15,7 @@ import importlib
 import json
 import re
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -275,6 +275,7 @@ def _schema_expression(schema: dict[str, Any] | bool | str | None) -> str:
         raise InputError(f"a JSON schema is an object, not {type(schema).__name__}")
     try:
         _check_schema(schema, "#")
+        _check_recursion(schema)
     except (TypeError, AttributeError, KeyError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -297,7 +298,7 @@ def _quick(expression: str) -> str:
 def _regex_of(schema: dict[str, Any]) -> str:
     builder = _outlines("outlines_core.json_schema")
     try:
-        return str(builder.build_regex_from_schema(json.dumps(schema)))
+        return str(builder.build_regex_from_schema(json.dumps(_grouped(schema))))
     except (ValueError, TypeError) as error:
         raise InputError(f"the JSON schema cannot be used ({str(error).splitlines()[0].strip()})") from error
 
@@ -329,8 +330,14 @@ def _check_schema(schema: Any, place: str) -> None:
     for name in schema.get("required", []):
         if name not in properties:
             raise refuse(f"required names {json.dumps(name)}, which properties does not")
-    if schema.get("minItems", 0) and "prefixItems" in schema:
-        raise refuse("minItems together with prefixItems is not supported")
+    if (schema.get("minItems", 0) or "maxItems" in schema) and "prefixItems" in schema:
+        raise refuse("minItems or maxItems together with prefixItems is not supported")
+    if {"minLength", "maxLength"} & set(schema) and {"pattern", "format"} & set(schema):
+        raise refuse("minLength or maxLength together with pattern or format is not supported")
+    if "oneOf" in schema and not _apart(schema["oneOf"]):
+        raise refuse("oneOf is supported for different types alone: use anyOf")
+    if {} in [*properties.values(), schema.get("additionalProperties")]:
+        raise refuse("a property that may be anything is not supported: say its type")
     for keyword in {"pattern", "format"} & set(schema):
         _check_text(_regex_of({"type": "string", keyword: schema[keyword]}), refuse)
     inner = []
@@ -343,6 +350,72 @@ def _check_schema(schema: Any, place: str) -> None:
             inner.append((f"{place}/{keyword}", schema[keyword]))
     for where, entry in inner:
         _check_schema(entry, where)
+
+
+def _apart(alternatives: Any) -> bool:
+    """Whether no value fits two of these schemas, by their types."""
+    types = [entry.get("type") for entry in alternatives]
+    return all(isinstance(kind, str) for kind in types) and len(types) == len({*types} - {"integer"}) + (
+        "integer" in types and "number" not in types
+    )
+
+
+def _check_recursion(schema: dict[str, Any]) -> None:
+    """Refuse definitions that hold themselves in a property that is required.
+
+    outlines-core goes some levels deep, and there leaves the property out, also one that must not be.
+    """
+
+    def references(entry: Any, required: bool) -> Iterator[tuple[str, bool]]:
+        """What a schema refers to, and whether by a required property."""
+        if isinstance(entry, list):
+            for part in entry:
+                yield from references(part, required)
+        elif isinstance(entry, dict):
+            if isinstance(entry.get("$ref"), str):
+                yield entry["$ref"], required
+            for name, part in entry.get("properties", {}).items():
+                yield from references(part, required or name in entry.get("required", ()))
+            for keyword in ("anyOf", "oneOf", "prefixItems", "items", "additionalProperties"):
+                yield from references(entry.get(keyword), required)
+
+    definitions = {"#": schema}
+    for keyword in ("$defs", "definitions"):
+        definitions |= {f"#/{keyword}/{name}": entry for name, entry in schema.get(keyword, {}).items()}
+    leads = {place: list(references(entry, False)) for place, entry in definitions.items()}
+
+    def reached(place: str) -> set[str]:
+        found, new = set[str](), [place]
+        while new:
+            if (here := new.pop()) not in found:
+                found.add(here)
+                new += [target for target, _ in leads.get(here, ())]
+        return found
+
+    for place, targets in leads.items():
+        for target, required in targets:
+            if required and place in reached(target):
+                raise InputError(
+                    f"the JSON schema at {place}: a required property that holds {target} again is not supported"
+                )
+
+
+def _grouped(schema: Any) -> Any:
+    """The schema with each pattern in a group, which outlines-core forgets: of `yes|no` it makes `("yes|no")`."""
+    if not isinstance(schema, dict):
+        return schema
+    found = dict(schema)
+    for keyword in {"properties", "$defs", "definitions"} & set(schema):
+        found[keyword] = {name: _grouped(entry) for name, entry in schema[keyword].items()}
+    for keyword in {"anyOf", "oneOf", "prefixItems"} & set(schema):
+        found[keyword] = [_grouped(entry) for entry in schema[keyword]]
+    for keyword in {"items", "additionalProperties"} & set(schema):
+        found[keyword] = _grouped(schema[keyword])
+    if isinstance(pattern := schema.get("pattern"), str):
+        pattern = pattern.removeprefix("^")
+        ends = pattern.endswith("$") and not re.search(r"(?<!\\)(\\\\)*\\\$$", pattern)
+        found["pattern"] = f"^(?:{pattern[:-1] if ends else pattern})$"
+    return found
 
 
 def _check_text(expression: str, refuse: Any) -> None:

@@ -99,6 +99,12 @@ def test_a_configuration_beyond_hugging_face_round_trips_as_our_own_type(tokeniz
     np.testing.assert_array_equal(np.asarray(loaded(ids)), np.asarray(build(config)(ids)))
 
 
+def test_a_head_that_has_no_halves_is_no_rotary_one(tmp_path):
+    config = GPTConfig(vocabulary_size=100, hidden_dim=30, num_heads=6, num_layers=1, feed_forward="swiglu")
+    save_folder(build(config), None, tmp_path / "model")
+    assert load_folder(tmp_path / "model")[0].config == config
+
+
 def damage_tensors(folder, change) -> None:
     tensors = load_file(folder / "model.safetensors")
     change(tensors)

@@ -262,6 +262,13 @@ def test_a_model_without_tokenizer_continues_token_ids(lm, next_token):
         alone.generate("text")
 
 
+def test_an_end_token_that_the_model_does_not_have_never_comes(lm):
+    size = lm.config.vocabulary_size
+    generator = Generator(lm.model, lm.tokenizer, frozenset({lm.tokenizer.end_id, size + 1, -1}))
+    assert generator.generate(["x"], SamplingOptions(regex="ab?", max_new_tokens=8))[0] in ("a", "ab")
+    generator.generate(["x"], SamplingOptions(min_new_tokens=2, max_new_tokens=3))
+
+
 def test_a_prompt_too_long_is_one_clear_line(lm):
     with pytest.raises(InputError, match=r"prompt 1 has \d+ tokens, .*context of 96"):
         lm.generate(["short", "word " * 500])

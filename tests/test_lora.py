@@ -3,13 +3,16 @@
 import dataclasses
 import json
 
+import keras
 import numpy as np
 import pytest
 
+import gpt_keras
 from gpt_keras.config import GPTConfig
 from gpt_keras.data.errors import InputError
+from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.folder import load_folder, save_folder
-from gpt_keras.lora import Adapter, AdapterSwitch, add_lora, is_adapter, projections_of
+from gpt_keras.lora import Adapter, AdapterSwitch, add_lora, hold_frozen, is_adapter, projections_of
 
 from .conftest import build, random_ids
 
@@ -101,6 +104,7 @@ def test_we_open_pefts_adapter(kind, rank_stabilized, tmp_path):
     options = LoraConfig(
         r=4, lora_alpha=6, target_modules=targets, use_rslora=rank_stabilized, task_type="CAUSAL_LM",
         init_lora_weights=False, rank_pattern={"q_proj": 2}, fan_in_fan_out=kind == "gpt2",
+        alpha_pattern={r"layers\.0\.self_attn\.(q|v)_proj": 24, "c_attn": 12},
     )  # fmt: skip
     theirs = get_peft_model(theirs, options).eval()
     theirs.save_pretrained(str(tmp_path / "adapter"))
@@ -157,6 +161,79 @@ def test_a_model_with_a_live_adapter_generates_as_the_merged_one(tokenizer):
     AdapterSwitch(merged).use(Adapter.of(live, "base"))
     texts = [LanguageModel(model, tokenizer).generate("def ", max_new_tokens=8) for model in (live, merged)]
     assert texts[0] == texts[1]
+
+
+def test_an_adapter_s_folder_keeps_the_base_s_end_tokens(tokenizer, tmp_path):
+    config = dataclasses.replace(CONFIGS["llama"], vocabulary_size=tokenizer.vocabulary_size)
+    ends = Tokenizer.from_files({**tokenizer.files, "generation_config.json": b'{"eos_token_id": [2, 300]}'}, "x")
+    gpt_keras.LanguageModel(build(config), ends).save(tmp_path / "base")
+    adapter = Adapter.of(learned(config), str(tmp_path / "base"))
+    adapter.save(tmp_path / "ours", config, ends.with_template("{{ messages }}"))
+    adapter.save(tmp_path / "theirs", config, ends)
+    (tmp_path / "theirs" / "generation_config.json").unlink()
+    for name in ("base", "ours", "theirs"):
+        assert gpt_keras.load(tmp_path / name).tokenizer.end_ids == {2, 300}, name
+
+
+def test_an_adapter_behind_an_adapter_opens_with_both(tokenizer, tmp_path):
+    config = CONFIGS["llama"]
+    gpt_keras.LanguageModel(build(config), None).save(tmp_path / "base")
+    first, second = (
+        Adapter.of(learned(config, *given), str(tmp_path / base)) for *given, base in ((4, 1, "base"), (2, 2, "first"))
+    )
+    first.save(tmp_path / "first", config)
+    second.save(tmp_path / "second", config)
+    lm, plain = gpt_keras.load(tmp_path / "second"), build(config)
+    for path, kernel in ((layer.kernel.path, layer.kernel) for layer in projections_of(lm.model)):
+        (base,) = (layer.kernel for layer in projections_of(plain) if layer.kernel.path == path)
+        np.testing.assert_allclose(
+            np.array(kernel), np.array(base) + first.addition(path) + second.addition(path), atol=1e-5
+        )
+    lm.use_adapter(None)
+    np.testing.assert_allclose(logits(lm.model), logits(gpt_keras.load(tmp_path / "first").model), atol=1e-5)
+
+
+def test_a_model_that_has_generated_follows_the_adapter_that_it_is_given(tokenizer):
+    config = dataclasses.replace(CONFIGS["llama"], vocabulary_size=tokenizer.vocabulary_size)
+    lm = gpt_keras.LanguageModel(build(config), tokenizer)
+    before = lm.generate("def ", max_new_tokens=12)
+    add_lora(lm.model, 4)
+    for number, layer in enumerate(projections_of(lm.model)):
+        draw = np.random.default_rng(number)
+        layer.lora_kernel_b.assign(draw.normal(0, 0.5, layer.lora_kernel_b.shape))
+    after = lm.generate("def ", max_new_tokens=12)
+    assert after == gpt_keras.LanguageModel(lm.model, tokenizer).generate("def ", max_new_tokens=12) != before
+
+
+@pytest.mark.parametrize("norm_order", ["pre", "post"])
+def test_a_model_with_a_live_adapter_is_not_saved_without_it(norm_order, tmp_path):
+    config = dataclasses.replace(CONFIGS["llama"], norm_order=norm_order)  # one of Hugging Face's, and one of our own
+    model = build(config)
+    add_lora(model, 2)
+    with pytest.raises(InputError, match="has an adapter beside its weights"):
+        save_folder(model, None, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_kernel_in_8_bits_is_saved_and_read_as_what_it_stands_for(tmp_path):
+    model = learned(CONFIGS["gpt2"])
+    hold_frozen(model, "int8")
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(logits(again), logits(model), atol=1e-4 * np.abs(logits(model)).max() + 1e-4)
+
+
+@pytest.mark.parametrize("part", ["query", "value"])
+def test_any_projection_may_have_an_adapter_or_8_bits_alone(part):
+    plain = build(CONFIGS["llama"])
+    expected = logits(plain)
+    hold_frozen(plain, "int8")
+    assert np.abs(logits(plain) - expected).max() < 0.1 * np.abs(expected).max()
+    model = build(CONFIGS["llama"])
+    layer = getattr(model.blocks[0].attention, part)
+    layer.enable_lora(2)
+    layer.lora_kernel_b.assign(np.ones(layer.lora_kernel_b.shape))
+    assert np.abs(logits(model) - expected).max() > 0.01
 
 
 def test_an_adapters_folder_opens_as_its_model_with_it(tokenizer, tmp_path):

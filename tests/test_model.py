@@ -160,6 +160,24 @@ def test_documents_in_one_row_do_not_see_each_other(config):
     assert np.abs(changed[:, :7] - together[:, :7]).max() > 1e-3
 
 
+def test_packed_documents_may_be_longer_than_the_context_together():
+    ids = random_ids(36, BASE.vocabulary_size)
+    documents = [ids[:12], ids[12:24], ids[24:]]  # of learned positions, 24 of them
+    together = np.asarray(build(BASE)(packed(documents)))[0]
+    alone = np.concatenate([logits_of(build(BASE), document[None])[0] for document in documents])
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("normalization", ["layer_norm", "rms_norm"])
+def test_a_model_in_bfloat16_throughout_trains(normalization):
+    config = dataclasses.replace(BASE, normalization=normalization)
+    model = GPT(config, dtype="bfloat16")
+    model.compile("adam", NextTokenLoss())
+    ids = random_ids((2, 9), config.vocabulary_size)
+    assert np.isfinite(model.train_on_batch(ids[:, :-1], ids[:, 1:]))
+
+
 def test_a_model_learns_from_packed_documents_as_from_those_alone():
     config = dataclasses.replace(BASE, position="rotary")
     ids = random_ids((21,), 61)

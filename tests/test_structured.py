@@ -62,8 +62,22 @@ LEAVES = st.one_of(
     ),
     st.builds(lambda values: {"enum": values}, st.lists(st.sampled_from(["x.y", 'a"b', 1, None, True]), min_size=1)),
     st.just({"type": "string", "pattern": "^[a-c]{2}$"}),
+    st.just({"type": "string", "pattern": "^yes|no$"}),
+    st.just({"oneOf": [{"type": "integer"}, {"type": "string", "pattern": "a|b"}]}),
     st.just({"type": "string", "format": "date"}),
 )
+
+
+NESTED = {
+    "$ref": "#/$defs/n",
+    "$defs": {
+        "n": {
+            "type": "object",
+            "properties": {"a": {"type": "integer"}, "b": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/n"}]}},
+            "required": ["a", "b"],
+        }
+    },
+}
 
 
 def _containers(inner):
@@ -91,6 +105,17 @@ def test_json_is_what_its_schema_says_at_every_budget(vocabulary, tokenizer, sch
     automaton = vocabulary.automaton(json_schema=schema)
     text = write(vocabulary, tokenizer, automaton, automaton.shortest + slack, seed)
     jsonschema.validate(json.loads(text), schema)
+
+
+def test_what_is_optional_may_hold_itself(vocabulary, tokenizer):
+    tree = {"type": "object", "properties": {"c": {"type": "array", "items": {"$ref": "#"}}}, "required": []}
+    tree = {
+        "$ref": "#/$defs/t",
+        "$defs": {"t": {**tree, "properties": {"c": {"type": "array", "items": {"$ref": "#/$defs/t"}}}}},
+    }
+    automaton = vocabulary.automaton(json_schema=tree)
+    for seed in range(5):
+        jsonschema.validate(json.loads(write(vocabulary, tokenizer, automaton, automaton.shortest + 30, seed)), tree)
 
 
 def test_no_alternative_hides_another(vocabulary, tokenizer):
@@ -163,6 +188,11 @@ def test_an_expression_that_cannot_be_used_is_one_clear_line(vocabulary, express
         ({"properties": {'a"b': {"type": "null"}}}, "property name"),
         ({"type": "string", "minLength": 3, "maxLength": 1}, "cannot be used"),
         ({"$ref": "#/nowhere"}, "cannot be used"),
+        ({"type": "string", "maxLength": 3, "pattern": "^[a-c]+$"}, "maxLength together with pattern"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
+        ({"type": "array", "prefixItems": [{"type": "null"}] * 2, "maxItems": 1}, "together with prefixItems"),
+        ({"type": "object", "properties": {"a": {}}}, "may be anything"),
+        (NESTED, "a required property that holds #/$defs/n again"),
     ],
 )
 def test_a_schema_that_cannot_be_kept_is_refused(vocabulary, schema, message):

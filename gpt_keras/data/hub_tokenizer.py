@@ -79,13 +79,14 @@ class HubTokenizer(Tokenizer):
     @property
     def files(self) -> dict[str, bytes]:
         kept = {name: content for name, content in self.settings.files.items() if name != "tokenizer.json"}
-        if "tokenizer_config.json" not in kept:
-            config = {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "bos_token": self._text(self.begin_id),
-                "eos_token": self._text(self.end_id),
-                "clean_up_tokenization_spaces": False,
-            }
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        if "tokenizer_config.json" in kept:
+            config = json.loads(kept["tokenizer_config.json"])
+        # What config.json or generation_config.json say alone, which are no files of the tokenizer.
+        named = {"bos_token": (self.settings.begin, self.begin_id), "eos_token": (self.settings.end, self.end_id)}
+        unnamed = {key: self._text(token) for key, (text, token) in named.items() if text is None and token is not None}
+        if unnamed or "tokenizer_config.json" not in kept:
+            config |= {"bos_token": self._text(self.begin_id), "eos_token": self._text(self.end_id)} | unnamed
             config = {key: value for key, value in config.items() if value is not None}
             kept["tokenizer_config.json"] = (json.dumps(config, indent=2) + "\n").encode()
         return {"tokenizer.json": self._content, **kept}

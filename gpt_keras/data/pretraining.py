@@ -43,6 +43,7 @@ class Batches:
             windows each stream's part is off by less than one window for each stream.
         begin_id: The token that documents begin with. If given, batches say where documents are, so that no token
             sees another document: see `batch`.
+        end_id: The token that they end with, which may be the same.
 
     Raises:
         InputError: A stream is shorter than one window, there are more hosts than rows, or a weight is too small.
@@ -56,6 +57,7 @@ class Batches:
     num_hosts: int = 1
     weights: Sequence[float] | None = None
     begin_id: int | None = None
+    end_id: int | None = None
 
     def __post_init__(self) -> None:
         for stream in self._streams:
@@ -81,7 +83,7 @@ class Batches:
                 own weight by these.
             context_length: As for the class.
             batch_size: As for the class.
-            **options: `seed`, `host`, `num_hosts`, `begin_id`.
+            **options: `seed`, `host`, `num_hosts`, `begin_id`, `end_id`.
 
         Raises:
             InputError: As for the class.
@@ -128,7 +130,7 @@ class Batches:
         if self.begin_id is None:
             return tokens, targets
         inputs = dict(zip(("token_ids", "positions", "segment_ids"), (tokens, *documents), strict=True))
-        return inputs, targets, (targets != self.begin_id).astype(np.float32)
+        return inputs, targets, (~begins_behind(window, self.begin_id, self.end_id)).astype(np.float32)
 
     def dataset(self, start: int = 0, stop: int | None = None) -> Any:
         """The batches from number `start` on as a `tf.data.Dataset` with static shapes, prepared ahead of use."""
@@ -142,7 +144,7 @@ class Batches:
             if self.begin_id is None:
                 return tokens, targets
             inputs = {"token_ids": tokens, "positions": positions, "segment_ids": segment_ids}
-            return inputs, targets, tf.cast(targets != self.begin_id, tf.float32)
+            return inputs, targets, tf.cast(~begins_behind(window, self.begin_id, self.end_id), tf.float32)
 
         return numbered_dataset(self._load, finish, [(rows, length) for length in lengths], start, stop)
 
@@ -177,7 +179,7 @@ class Batches:
                 window[here] = stream.windows(starts[here], length)
         if self.begin_id is None:
             return (window,)
-        return (window, *documents_in(window[:, :-1], self.begin_id))
+        return (window, *documents_in(window[:, :-1], self.begin_id, self.end_id))
 
     @functools.cached_property
     def _order(self) -> Any:
@@ -199,10 +201,19 @@ class Batches:
         return which, starts
 
 
-def documents_in(tokens: np.ndarray, begin_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions and segment ids of int32 tokens [rows, length], both of that shape: both restart, and count on, at
-    every `begin_id`; what comes before the first one in a row is segment 0."""
-    begins = tokens == begin_id
+def begins_behind(tokens: Any, begin_id: int | None, end_id: int | None) -> Any:
+    """Whether a document begins at each of the tokens [..., length] but the first, bool [..., length - 1].
+
+    Where one token both begins and ends documents, as GPT-2's, the second of two begins one.
+    """
+    begins = tokens[..., 1:] == begin_id
+    return begins & (tokens[..., :-1] == end_id) if begin_id == end_id else begins
+
+
+def documents_in(tokens: np.ndarray, begin_id: int, end_id: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and segment ids of int32 tokens [rows, length], both of that shape: both restart, and count on, where
+    a document begins (`begins_behind`); what comes before the first one in a row is segment 0."""
+    begins = np.concatenate([tokens[:, :1] == begin_id, begins_behind(tokens, begin_id, end_id)], axis=1)
     places = np.arange(tokens.shape[1], dtype=np.int32)
     last_begin = np.maximum.accumulate(np.where(begins, places, 0), axis=1)
     segments = np.cumsum(begins, axis=1, dtype=np.int32)
@@ -281,7 +292,7 @@ def validation_windows(
     Yields:
         (token ids, targets, weights), int32, int32 and float32 [batch_size, context_length]; weight 0 marks filling.
     """
-    stream = corpus.streams["validation"]
+    stream, ends = corpus.streams["validation"], (corpus.tokenizer.begin_id, corpus.tokenizer.end_id)
     if limit is None or limit >= len(stream):
         stretches = [stream.read(0, len(stream))]
     else:
@@ -290,7 +301,7 @@ def validation_windows(
     windows = [
         document[start : start + context_length + 1]
         for stretch in stretches
-        for document in np.split(stretch, np.flatnonzero(stretch[1:] == corpus.tokenizer.begin_id) + 1)
+        for document in np.split(stretch, np.flatnonzero(begins_behind(stretch, *ends)) + 1)
         for start in range(0, len(document) - 1, context_length)
     ]
     for first in range(0, len(windows), batch_size):

@@ -18,6 +18,8 @@ from gpt_keras.data.work_files import chunks
 
 _BIN = np.uint64(48)
 """A digest's first 16 bits are its bin."""
+_FEW, _TOO_MUCH = 16, 0.15
+"""Of so few documents no more than this share of the bytes is held out beyond what was asked for."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ def plan_split(digests: np.ndarray, sizes: np.ndarray, kept: Any, alone: np.ndar
         sizes: [documents], UTF-8 bytes.
         kept: bool [documents], or what gives slices of such an array; the others take no part.
         alone: bool [documents]; the others are nearly equal to another document and stay in training.
-        rule: `auto`, a fraction of the bytes such as `0.1`, or `tail:0.1`. Where all texts are equal it is always
-            `tail`, there being no other to hold out.
+        rule: `auto`, a fraction of the bytes such as `0.1`, or `tail:0.1`. It is `tail` where all texts are equal,
+            there being no other to hold out, and where they are so few that whole ones would be far too much.
 
     Raises:
         InputError: The corpus is empty, too small to split, or the rule makes no sense.
@@ -64,19 +66,28 @@ def plan_split(digests: np.ndarray, sizes: np.ndarray, kept: Any, alone: np.ndar
         tally.add(digests[chunk][kept[chunk]], sizes[chunk][kept[chunk]], alone[chunk][kept[chunk]])
     if tally.documents == 0:
         raise InputError("the corpus is empty: no document with any text in it")
-    if by_tail or tally.lowest == tally.highest:
+
+    def tail() -> Split:
         share = 0.1 if fraction is None else fraction
         cut = tally.bytes - max(1, int(tally.bytes * share))
         if cut <= 0 or tally.bytes < 2:
             raise InputError(f"the corpus is too small to hold anything out of its {tally.bytes} bytes")
         return _tail(sizes, kept, cut, f"tail:{share}")
+
+    if by_tail or tally.lowest == tally.highest:
+        return tail()
     last_bin = tally.last_bin(rule)
     inside: dict[int, int] = {}
     for chunk in chunks(len(digests), digests, sizes):
         here = kept[chunk] & alone[chunk] & (digests[chunk] >> _BIN == np.uint64(last_bin))
         for digest, size in zip(digests[chunk][here].tolist(), sizes[chunk][here].tolist(), strict=True):
             inside[digest] = inside.get(digest, 0) + size
-    return tally.split(rule, inside)
+    split = tally.split(rule, inside)
+    if len(digests) <= _FEW and np.all(alone[:]) and len(np.unique(digests[:])) == len(digests):
+        held_out = sizes[:][kept[:] & split.held_out(0, digests[:])].sum()
+        if held_out > tally.wanted(rule) + _TOO_MUCH * tally.bytes:
+            return tail()
+    return split
 
 
 class Tally:
@@ -111,7 +122,7 @@ class Tally:
 
     def last_bin(self, rule: str) -> int:
         """The bin of the histogram in which enough is held out."""
-        return int(np.searchsorted(self._before(), self._wanted(rule))) - 1
+        return int(np.searchsorted(self._before(), self.wanted(rule))) - 1
 
     def split(self, rule: str, inside: dict[int, int]) -> Split:
         """The decision.
@@ -127,7 +138,7 @@ class Tally:
         held_out = int(self._before()[last_bin])
         limit = (last_bin << int(_BIN)) - 1
         for digest in sorted(inside):
-            if held_out >= self._wanted(rule) or digest == self.highest:
+            if held_out >= self.wanted(rule) or digest == self.highest:
                 break
             held_out, limit = held_out + inside[digest], digest
         if held_out == 0:
@@ -140,7 +151,8 @@ class Tally:
     def _before(self) -> np.ndarray:
         return np.cumsum(self.histogram) - self.histogram
 
-    def _wanted(self, rule: str) -> float:
+    def wanted(self, rule: str) -> float:
+        """How many bytes are to be held out, at least."""
         _, fraction = parse_rule(rule)
         total = self.bytes
         return total * fraction if fraction is not None else min(max(0.05 * total, min(5e5, 0.1 * total)), 1e7)

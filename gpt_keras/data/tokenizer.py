@@ -105,7 +105,9 @@ class Tokenizer(abc.ABC):
 
     def with_template(self, template: str) -> Tokenizer:
         """The same tokenizer with this chat template, which its files then have."""
-        found = Tokenizer.from_files({**self.files, "chat_template.jinja": template.encode()}, "the tokenizer")
+        ids = {"bos_token_id": self.begin_id, "eos_token_id": sorted(self.end_ids)}
+        more = {"chat_template.jinja": template.encode(), "generation_config.json": json.dumps(ids).encode()}
+        found = Tokenizer.from_files({**self.files, **more}, "the tokenizer")
         assert found is not None
         return found
 

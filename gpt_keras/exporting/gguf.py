@@ -15,6 +15,7 @@ from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import whole_file
 from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.exporting.gguf_tokenizer import tokenizer_metadata
+from gpt_keras.folder import refuse_adapter
 from gpt_keras.gguf_file import KEYS, NAMES, ROPE_FREQUENCIES, llama3_factors, rotary_heads, transposed
 from gpt_keras.model import GPT
 
@@ -138,6 +139,7 @@ def _tensors(
     model: GPT, architecture: architectures.Architecture, kind: str
 ) -> dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]:
     """Name of every tensor to its shape and to what gives its float32 values, so that one is in memory at a time."""
+    refuse_adapter(model)
     parts: dict[str, list[tuple[architectures.TensorSpec, Any]]] = {}
     for weight in model.weights:
         spec = architectures.tensor_for(weight.path, architecture)

@@ -116,6 +116,7 @@ class ChatTransitions:
 
 
 _CONTENTS = ["Hi", "2 + 2?", " spaces around ", "two\nlines\n", "", "\n", "é🎉", "{{ x }} {% y %}", "a" * 50]
+_CONTENTS += ["<think>a</think>b", "<tool_call>a</tool_call>", "<tool_response>a</tool_response>"]
 _SHORT = [
     [*first, *turns]
     for turns in (

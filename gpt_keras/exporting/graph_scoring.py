@@ -68,9 +68,15 @@ class GraphScorer:
         shape = tf.shape(labels)
         texts = tf.repeat(texts, shape[1])
         whole = self._tokenizer.encode_prompt(tf.strings.join([texts, tf.reshape(labels, [-1])]))
-        before = self._tokenizer.encode_prompt(tf.strings.regex_replace(texts, r"\s+$", "")).row_lengths()
-        scored = self._score(whole)
+        texts = tf.strings.regex_replace(texts, r"\s+$", "")
+        before = self._tokenizer.encode_prompt(texts).row_lengths()
+        plain = self._tokenizer.tokenizer
+        alone = int(plain.adds_begin and plain.begin_id is not None)  # tokens before a label without a text
+        before = tf.where(texts == "", tf.cast(alone, before.dtype), before)
         counts = tf.maximum(whole.row_lengths() - before, 1)
+        lacks = tf.cast(counts >= whole.row_lengths(), tf.int32)  # what comes before the label's first token
+        first = tf.RaggedTensor.from_row_lengths(tf.fill([tf.reduce_sum(lacks)], self._first), lacks)
+        scored = self._score(tf.concat([first.with_row_splits_dtype(whole.row_splits.dtype), whole], axis=1))
         left = scored.tokens.row_lengths()
         place = tf.ragged.range(left)
         own = tf.cast(place >= (left - counts)[:, None], tf.float32)
@@ -83,7 +89,7 @@ class GraphScorer:
         ids = self._tokenizer.encode_prompt(texts)
         room = tf.fill([tf.shape(texts)[0]], self._model.config.context_length)
         ids, truncated = keep_last(ids, room, plain.begin_id)
-        hidden = self._hidden_states(ids.to_tensor(plain.padding_id))
+        hidden = self._hidden_states(ids.to_tensor(0))  # nobody looks at what fills up
         rows = tf.RaggedTensor.from_tensor(tf.cast(hidden, tf.float32), lengths=ids.row_lengths())
         return tf.ensure_shape(tf.reduce_mean(rows, axis=1), [None, hidden.shape[-1]]), truncated
 
@@ -93,11 +99,10 @@ class GraphScorer:
 
     def _score(self, ids: tf.RaggedTensor) -> TokenScores:
         """All tokens but the first of rows, int32 RaggedTensor [batch, (tokens)] of at least one each."""
-        plain = self._tokenizer.tokenizer
         room = tf.fill(tf.shape(ids.row_lengths()), self._model.config.context_length + 1)  # the last token is not read
         ids, truncated = keep_last(ids, room, None)
         seen, targets = ids[:, :-1], ids[:, 1:]
-        hidden = self._hidden_states(seen.to_tensor(plain.padding_id))
+        hidden = self._hidden_states(seen.to_tensor(0))
         hidden = tf.RaggedTensor.from_tensor(hidden, lengths=seen.row_lengths()).values
         nats = self._log_probabilities(hidden, targets.values)
         return TokenScores(targets, targets.with_values(nats), truncated)

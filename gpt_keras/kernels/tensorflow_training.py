@@ -60,7 +60,7 @@ def rms_norm(x: Tensor, scale: Tensor, epsilon: float, with_input: bool = False)
 
         return (tf.identity(x), normed), gradient
 
-    pair = function(x, tf.convert_to_tensor(scale))
+    pair = function(x, tf.cast(scale, F32))
     return pair if with_input else pair[1]
 
 
@@ -96,7 +96,7 @@ def layer_norm(x: Tensor, scale: Tensor, bias: Tensor, epsilon: float, with_inpu
 
         return (tf.identity(x), normed), gradient
 
-    pair = function(x, tf.convert_to_tensor(scale), tf.convert_to_tensor(bias))
+    pair = function(x, tf.cast(scale, F32), tf.cast(bias, F32))
     return pair if with_input else pair[1]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 
 from gpt_keras.config import GPTConfig
@@ -59,6 +60,6 @@ def read(path: str | Path) -> tuple[GPTConfig, Tokenizer | None]:
             files = {name: archive.read(name) for name in _TOKENIZER if name in names}
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path}: not a whole LiteRT file of this project (export --format litert)") from error
     return config, Tokenizer.from_files(files, str(path)) if files else None

@@ -157,11 +157,15 @@ class OpenAIAPI:
         self, request: Request, begin: Callable[[], list[Job]], generator: Generator, schema: Any = None
     ) -> list[Job]:
         """The jobs of a request; a schema may take longer than there is time, or than anybody waits."""
+        came = time.perf_counter()
         try:
             async with asyncio.timeout(self._seconds):
                 if schema is not None:
                     await _while_there(request, self._prepare(generator, schema))
-                return await asyncio.to_thread(begin)
+                jobs = await asyncio.to_thread(begin)
+            for job in jobs:
+                job.submitted = came
+            return jobs
         except InputError as error:
             raise APIError(400, str(error), param="response_format") from error
         except TimeoutError as error:
@@ -169,8 +173,10 @@ class OpenAIAPI:
             raise APIError(504, "the answer took too long" + hint) from error
 
     async def _prepare(self, generator: Generator, schema: Any) -> None:
-        async with self._forms:
-            await forms.prepare(await asyncio.to_thread(lambda: generator.vocabulary), None, schema)
+        vocabulary = await asyncio.to_thread(lambda: generator.vocabulary)
+        if vocabulary.remembered(None, schema) is None:  # else it waits for nobody's form
+            async with self._forms:
+                await forms.prepare(vocabulary, None, schema)
 
     def _jobs(
         self,
@@ -445,7 +451,9 @@ class _Completion(_Style):
             if part.token is not None:
                 report["tokens"].append(self._token(part.token))
                 report["token_logprobs"].append(max(part.log_probability, _LEAST))
-                top = {self._token(token): max(value, _LEAST) for token, value in part.alternatives}
+                top: dict[str, float] = {}
+                for token, value in part.alternatives:  # the most probable first, of those with the same text
+                    top.setdefault(self._token(token), max(value, _LEAST))
                 report["top_logprobs"].append(top)
                 report["text_offset"].append(offset)
             offset += len(part.text)

@@ -84,7 +84,12 @@ def parse(body: bytes) -> dict[str, Any]:
         raise RequestError(f"JSON Parse error: {what} at offset: {offset}") from error
     except RecursionError as error:
         raise RequestError("JSON Parse error: Nested too deeply.") from error
-    if valid and "\\u" in text[:end] and any("\ud800" <= character <= "\udfff" for character in _characters(value)):
+    # Bytes that are no UTF-8 are some surrogates, too.
+    bytes_alone = ("\udc80", "\udcff") if not valid else ("", "")
+    if "\\u" in text[:end] and any(
+        "\ud800" <= character <= "\udfff" and not bytes_alone[0] <= character <= bytes_alone[1]
+        for character in _characters(value)
+    ):
         raise RequestError("JSON Parse error: The surrogate pair in string is invalid.")
     if not isinstance(value, dict):
         raise RequestError(f"JSON Value: {shown(value)} Is not object")

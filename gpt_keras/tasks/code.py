@@ -51,17 +51,22 @@ class Code(Programs):
     max_new_tokens = 256
 
     def messages(self, record: Record) -> list[Message]:
-        tests = texts_of(record, "tests")
+        tests, _ = texts_of(record, "tests"), _setup(record)
         question = text_of(record, "prompt").strip()
         if tests:
             question += f"\n\nIt must pass this test:\n{tests[0].strip()}"
         return turns(question, fenced(text_of(record, "code")))
 
     def tested(self, record: Record, program: str) -> str:
-        return "\n".join([record["setup"] or "", program, *texts_of(record, "tests")])
+        return "\n".join([*_setup(record), program, *texts_of(record, "tests")])
 
     def baselines(self, records: Sequence[Record], training: Sequence[Record]) -> dict[str, Outputs]:
         return {"the references": Outputs([[record["code"]] for record in records])}
+
+
+def _setup(record: Record) -> list[str]:
+    """What runs before the program: a text, a list of lines, or nothing."""
+    return texts_of(record, "setup") if record["setup"] else []
 
 
 def fenced(code: str) -> str:
@@ -70,11 +75,12 @@ def fenced(code: str) -> str:
 
 
 def program(answer: str) -> str:
-    """The program in an answer: its first fenced block, also one that was never closed, or else all of it."""
-    found = re.search(
-        r"```[ \t]*(?:python|py)?[ \t]*\r?\n(.*?)(?:\r?\n[ \t]*```|\Z)", answer, re.DOTALL | re.IGNORECASE
-    )
-    return found[1] if found else answer
+    """The program in an answer: its first fenced block that names no language or Python, also one that was never
+    closed, or else all of it."""
+    for language, content in re.findall(r"```[ \t]*([^\s`]*)[^\n`]*\n(.*?)(?:(?<=\n)[ \t]*```|\Z)", answer, re.DOTALL):
+        if not language or language.lower().startswith(("py", "{.py")):
+            return content.removesuffix("\n").removesuffix("\r")
+    return answer
 
 
 TASK = Code()

@@ -45,9 +45,15 @@ class Metric:
 
 
 def mean(name: str, values: Sequence[float] | np.ndarray) -> Metric:
-    """The mean of a figure of each record."""
+    """The mean of a figure of each record; NaN is of a record that has none."""
     array = np.asarray(values, float)
-    return Metric(name, lambda chosen: float(array[chosen].mean()), len(array))
+
+    def of(chosen: np.ndarray) -> float:
+        found = array[chosen]
+        found = found[~np.isnan(found)]
+        return float(found.mean()) if len(found) else math.nan
+
+    return Metric(name, of, len(array))
 
 
 def perplexity(name: str, nats: np.ndarray, tokens: np.ndarray) -> Metric:

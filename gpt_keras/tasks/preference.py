@@ -31,6 +31,8 @@ class Preference(Task):
         opening = prompt if isinstance(prompt, list) else [{"role": "user", "content": text_of(record, "prompt")}]
         if not all(isinstance(message, dict) for message in opening):
             raise InputError("the field 'prompt' must hold text or a list of turns")
+        # Earlier answers are no part of what is preferred.
+        opening = [{**turn, "weight": 0} if turn.get("role") == "assistant" else turn for turn in opening]
         answers = [text_of(record, name) for name in ("chosen", "rejected")]
         return [[*opening, {"role": "assistant", "content": answer}] for answer in answers]
 

@@ -275,6 +275,9 @@ def _put_aside(path: Path) -> None:
 def _assign(model: keras.Model, stored: StoredTensors, path: Path) -> None:
     variables = _variables(model)
     for name in variables.keys() ^ stored.shapes.keys():
+        if name.startswith(_SEEDS):  # of dropout, which may be turned on or off
+            variables.pop(name, None)
+            continue
         raise InputError(f"{path}: belongs to another model or optimizer ({name} differs); use another --run-dir")
     for name, variable in variables.items():
         shape, expected = stored.shapes[name], tuple(variable.shape)
@@ -293,16 +296,24 @@ def _assign(model: keras.Model, stored: StoredTensors, path: Path) -> None:
             variable.assign(stored.read(name))
 
 
+_SEEDS = "seeds"
+"""The group of those variables that a model has for dropout alone."""
+
+
 def _variables(model: keras.Model) -> dict[str, Any]:
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
     frozen = {id(weight) for weight in model.weights if not weight.trainable}  # never change, so they are not kept
-    groups = {"model": model.variables, "optimizer": model.optimizer.variables}
+    changing = [variable for variable in model.variables if id(variable) not in frozen]
+    groups = {
+        "model": [variable for variable in changing if "seed_generator" not in variable.path],
+        "optimizer": model.optimizer.variables,
+        _SEEDS: [variable for variable in changing if "seed_generator" in variable.path],
+    }
     return {
         f"{group}/{number:04d}/{_lasting(variable.path)}": variable
         for group, variables in groups.items()
         for number, variable in enumerate(variables)
-        if id(variable) not in frozen
     }
 
 

@@ -72,6 +72,8 @@ class Preferences:
     ) -> None:
         if options.accumulate > 1:
             raise InputError("--accumulate does not go with preferences: use a smaller --batch-size")
+        if options.label_smoothing or options.z_loss:
+            raise InputError("--label-smoothing and --z-loss do not go with preferences: leave them out")
         length, rows = _context(model, options), options.batch_size
         self.packed = PackedBatches(training, 2 * length, rows, padding_id, options.seed, group=2)
         self._beta, self._validation = options.beta, ExampleScorer(model, validation, length, rows, padding_id)

@@ -114,9 +114,10 @@ class TrainingRun:
         keras.utils.set_random_seed(options.seed)
         devices = self._distribute(config, policy)
         host, num_hosts = hosts()
-        begin_id = corpus.tokenizer.begin_id if options.mask_documents else None
-        shape = (config.context_length, options.batch_size)
-        batches = Batches.of(corpus, *shape, seed=options.seed, begin_id=begin_id, host=host, num_hosts=num_hosts)
+        shape, ends = (config.context_length, options.batch_size), dict[str, Any]()
+        if options.mask_documents:
+            ends = {"begin_id": corpus.tokenizer.begin_id, "end_id": corpus.tokenizer.end_id}
+        batches = Batches.of(corpus, *shape, seed=options.seed, **ends, host=host, num_hosts=num_hosts)
         with devices.building():
             model = GPT(config, dtype=policy)
             model.rematerialize, model.num_parts = options.rematerialize, options.accumulate

@@ -95,6 +95,25 @@ def test_all_end_tokens_of_generation_config_count(folder, tmp_path):
     assert Tokenizer.load(tmp_path).end_ids == {0, 2}
 
 
+def test_begin_and_end_that_config_json_names_alone_stay(folder, tmp_path):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (tmp_path / name).exists():
+            said = json.loads((tmp_path / name).read_text())
+            kept = {key: value for key, value in said.items() if key not in ("bos_token", "eos_token")}
+            (tmp_path / name).write_text(json.dumps(kept))
+    (tmp_path / "config.json").write_text(json.dumps({"bos_token_id": 0, "eos_token_id": [1, 2]}))
+    found = Tokenizer.load(tmp_path)
+    assert (found.begin_id, found.end_id, found.end_ids) == (0, 1, {1, 2})
+    templated = found.with_template("{{ messages }}")
+    assert (templated.begin_id, templated.end_id, templated.end_ids) == (0, 1, {1, 2})
+    (tmp_path / "again").mkdir()
+    found.write(tmp_path / "again", 64)
+    again = Tokenizer.load(tmp_path / "again")
+    assert (again.begin_id, again.end_id, again.fingerprint) == (0, 1, found.fingerprint)
+
+
 def test_what_is_written_is_what_was_read(ours, folder, tmp_path):
     ours.write(tmp_path, 64)
     for name in ("tokenizer.json", "tokenizer_config.json"):

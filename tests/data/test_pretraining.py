@@ -12,9 +12,11 @@ from gpt_keras.data.mixture import Mixture
 from gpt_keras.data.preparation import prepare, split_and_train_tokenizer
 from gpt_keras.data.pretraining import Batches, documents_in, mix, permute, validation_windows
 from gpt_keras.data.shards import Corpus
+from gpt_keras.data.tokenizer import Tokenizer
 from tests.conftest import program
 
 from ..conftest import PATIENCE
+from .test_hub_tokenizer import write_byte_level
 
 
 @given(size=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
@@ -120,6 +122,30 @@ def test_documents_in_the_example_of_the_docstring():
     positions, segments = documents_in(np.array([[7, 8, 2, 1, 9]], np.int32), begin_id=1)
     assert positions.tolist() == [[0, 1, 2, 0, 1]]
     assert segments.tolist() == [[0, 0, 0, 1, 1]]
+
+
+def test_one_token_may_begin_and_end_documents(source, tmp_path):
+    write_byte_level(tmp_path / "one", eos_token="<|endoftext|>")
+    tokenizer = Tokenizer.load(tmp_path / "one")
+    both = tokenizer.begin_id
+    assert tokenizer.end_id == both
+    corpus = prepare(str(source), tokenizer, tmp_path / "corpus")
+    held_out = corpus.streams["validation"]
+    scored = sum(weights.sum() for *_, weights in validation_windows(corpus, 48, 4))
+    ids = held_out.read(0, len(held_out))
+    documents = 1 + np.sum((ids[1:] == both) & (ids[:-1] == both))
+    assert documents > 1 and scored == len(ids) - documents  # all tokens but those that begin a document
+    batches = Batches(corpus.streams["train"], 600, 8, begin_id=both, end_id=both)
+    inputs, targets, weights = batches.batch(0)
+    ends = (targets == both) & (inputs["token_ids"] != both)
+    begins = (targets == both) & (inputs["token_ids"] == both)
+    assert ends.sum() > 3 and np.all(weights[ends] == 1) and np.array_equal(weights == 0, begins)
+    for row in range(8):
+        places = np.flatnonzero(begins[row, :-1]) + 1
+        assert np.all(inputs["positions"][row, places] == 0)
+        assert inputs["segment_ids"][row, -1] - inputs["segment_ids"][row, 0] == len(places)
+    ((other, _, again),) = batches.dataset(0, 1)
+    assert np.array_equal(again, weights) and np.array_equal(other["positions"], inputs["positions"])
 
 
 def test_a_context_longer_than_the_corpus_says_how_long_it_may_be(corpus):

@@ -547,6 +547,9 @@ def test_an_order_that_the_template_refuses_is_an_error(chatting):
         call(loaded, "chat", roles=[["user", "user"]], contents=[["a", "b"]])
 
 
+THINKING = "{% for m in messages %}{{ m['role'] }}{{ m['content'].split('</think>')[-1] }}</s>{% endfor %}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("template", "why"),
@@ -554,6 +557,7 @@ def test_an_order_that_the_template_refuses_is_an_error(chatting):
         ("{% for m in messages %}{{ loop.index }}{{ m['content'] }}</s>{% endfor %}", "more than what two turns"),
         ("{{ strftime_now('%Y') }}{% for m in messages %}{{ m['content'] }}</s>{% endfor %}", "the date"),
         ("{{ messages[-1]['content'] }}</s>", "every turn"),
+        (THINKING, "more than what two turns"),
     ],
 )
 def test_a_template_that_no_graph_can_follow_is_left_out_and_said(lm, tmp_path, template, why):
@@ -568,12 +572,26 @@ def test_a_template_that_no_graph_can_follow_is_left_out_and_said(lm, tmp_path, 
 
 @pytest.mark.slow
 def test_a_model_with_byte_level_bpe_is_exported_too(lm, tmp_path):
+    from gpt_keras.evaluation.scoring import Scorer
     from gpt_keras.exporting.saved_model import export_saved_model
 
-    write_byte_level(tmp_path / "tokenizer", chat_template=CHATML.replace("</s>", "<|im_end|>"))
+    template = CHATML.replace("</s>", "<|im_end|>")
+    write_byte_level(tmp_path / "tokenizer", chat_template=template, pad_token="[PAD]")
     bpe = LanguageModel(lm.model, Tokenizer.load(tmp_path / "tokenizer"))
     loaded = load(export_saved_model(bpe.model, bpe.tokenizer, tmp_path / "m", NEW))
     assert set(loaded.signatures) == {*FUNCTIONS, "chat"}
     assert call(loaded, "serving_default", text=PROMPTS)["generated_text"] == bpe.generate(PROMPTS, max_new_tokens=NEW)
     reply = call(loaded, "chat", roles=[["user"]], contents=[["hi"]])["reply"]
     assert reply == [bpe.chat([{"role": "user", "content": "hi"}], max_new_tokens=NEW)]
+    # A label without a text before it, which this tokenizer begins with no token, and texts of unequal lengths, which
+    # it fills up with one that the model does not have.
+    scorer = Scorer(bpe.model, 0)
+    begin = [bpe.tokenizer.begin_id]
+    labels = ["x", "y", " x", " y"]  # spaces in between are the label's
+    wanted = [-scored.nats for scored in scorer.score([(begin, bpe.tokenizer.encode(label)) for label in labels])]
+    found = call(loaded, "classify", text=["", " "], labels=[["x", "y"]] * 2)["log_probabilities"]
+    np.testing.assert_allclose(found, [wanted[:2], wanted[2:]], rtol=1e-3)
+    assert bpe.tokenizer.padding_id >= lm.config.vocabulary_size
+    texts = ["def parse_line(", "x"]
+    wanted = [-scored.nats for scored in scorer.score([(begin, bpe.tokenizer.encode(text)) for text in texts])]
+    np.testing.assert_allclose(call(loaded, "score", text=texts)["log_probability"], wanted, rtol=1e-3)

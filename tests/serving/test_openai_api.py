@@ -17,9 +17,12 @@ import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.requests import Request
 
 import gpt_keras
 from gpt_keras.serving import openai_api
+from gpt_keras.serving.app import _has_key
+from gpt_keras.serving.engine import Part
 
 from ..conftest import PATIENCE
 from .conftest import Server, save_chat_model, wait_until
@@ -426,3 +429,30 @@ def test_models_that_are_none(model, words, tmp_path):
     command = [sys.executable, "-m", "gpt_keras.serve", str(tmp_path), "--port", "0", "--model", model]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode and words in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_of_tokens_with_one_text_the_most_probable_is_told(tokenizer):
+    model = types.SimpleNamespace(name="m", language_model=types.SimpleNamespace(text_tokenizer=tokenizer))
+    letter, byte = tokenizer.token_id("a"), tokenizer.token_id("<0x61>")
+    part = Part("a", letter, -0.1, ((letter, -0.1), (byte, -7.0)))
+    report = openai_api._Completion(model, [], True, False, [])._report(0, [part], 0)
+    assert report["top_logprobs"] == [{"a": -0.1}]
+
+
+def test_a_form_that_is_there_waits_for_no_other():
+    class There:
+        vocabulary = types.SimpleNamespace(remembered=lambda *form: "an automaton")
+
+    async def ask():
+        api = openai_api.OpenAIAPI({})
+        async with api._forms, api._forms:
+            await asyncio.wait_for(api._prepare(There(), {"type": "null"}), PATIENCE / 10)
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("sent", ["ключ".encode(), "schlüssel".encode(), "schlüssel".encode("latin-1"), b" plain "])
+def test_a_key_is_taken_in_either_encoding(sent):
+    key = sent.strip().decode("utf-8" if sent != "schlüssel".encode("latin-1") else "latin-1")
+    request = Request({"type": "http", "headers": [(b"authorization", b"Bearer " + sent)]})
+    assert _has_key(request, key) and not _has_key(request, key + "x")

@@ -192,3 +192,9 @@ def _plain(value) -> bool:
     except RequestError:
         return False
     return True
+
+
+def test_a_lone_surrogate_beside_bytes_that_are_no_utf_8_is_refused():
+    with pytest.raises(RequestError, match="surrogate pair"):
+        request_json.parse(b'{"instances": ["\xff \\ud800"]}')
+    assert request_json.predict_request(request_json.parse(b'{"instances": ["\xff"]}'), STRING)

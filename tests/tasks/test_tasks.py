@@ -130,6 +130,28 @@ def test_a_program_is_found_in_an_answer():
     assert program("Sure!\n```python\nx = 1\n```\nThat is it.\n```\ny\n```") == "x = 1"
     assert program("```\nx = 1") == "x = 1"
     assert program("x = 1") == "x = 1"
+    assert program("```python3\nx = 1\n```\nDone.") == "x = 1"
+    assert program("```Python\r\nx = 1\r\n```\r\n") == "x = 1"
+    assert program("```bash\npip install x\n```\n\n```python\nx = 1\n```") == "x = 1"
+
+
+def test_what_runs_before_a_program_may_be_a_list():
+    task, record = find_task("code"), {**ADD, "setup": ["import math", "one = math.cos(0)"]}
+    record["code"] = "def add(a, b):\n    return a + b + one - 1"
+    assert values(task, [record], Outputs([[record["code"]]]))["pass@1"] == 100.0
+    assert values(task, [{**ADD, "setup": None}], Outputs([[ADD["code"]]]))["pass@1"] == 100.0
+
+
+def test_an_instruction_without_long_words_does_not_count_for_coverage():
+    records = [{"instruction": text, "text": ""} for text in ("Write about lighthouses", "Say hi")]
+    (both, one) = (values(find_task("content"), r, Outputs([["lighthouses"]] * len(r))) for r in (records, records[:1]))
+    assert both["coverage"] == one["coverage"] > 0
+
+
+def test_of_a_preference_the_answers_alone_are_learned(tokenizer):
+    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+    for conversation in find_task("preference").conversations({"prompt": turns, "chosen": "yes", "rejected": "no"}):
+        assert [turn.get("weight", 1) for turn in conversation if turn["role"] == "assistant"] == [0, 1]
 
 
 @pytest.mark.parametrize(

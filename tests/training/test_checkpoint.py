@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 
 import keras
@@ -6,6 +7,8 @@ import pytest
 
 from gpt_keras.config import GPTConfig
 from gpt_keras.data.errors import InputError
+from gpt_keras.lora import add_lora, hold_frozen
+from gpt_keras.model import GPT
 from gpt_keras.training.checkpoint import Progress, best_score, restore_checkpoint, save_checkpoint
 from gpt_keras.training.loss import NextTokenLoss
 from gpt_keras.training.optimizer import Muon
@@ -41,6 +44,31 @@ def test_a_checkpoint_restores_weights_and_optimizer(config, trained, tmp_path):
     assert restore_checkpoint(other, tmp_path) == Progress(2, 1.5)
     for a, b in zip(state(trained), state(other), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_dropout_may_be_turned_on_and_off(dropout, config, trained, tmp_path):
+    plain = dataclasses.replace(config, dropout=0.0)
+    began = trained if dropout == 0.0 else compiled(plain)
+    save_checkpoint(began, tmp_path, Progress(2, 1.5))
+    other = compiled(dataclasses.replace(config, dropout=dropout), seed=1)
+    assert restore_checkpoint(other, tmp_path) == Progress(2, 1.5)
+    for a, b in zip(began.weights, other.weights, strict=True):
+        np.testing.assert_array_equal(np.array(a), np.array(b))
+
+
+def test_an_adapter_s_checkpoint_fits_either_arithmetic(config, tmp_path):
+    models = []
+    for policy in ("float32", "mixed_bfloat16"):
+        model = GPT(config, dtype=policy)
+        add_lora(model, 2)
+        hold_frozen(model, model.compute_dtype)
+        model.compile(Muon(0.01), NextTokenLoss())
+        models.append(model)
+    save_checkpoint(models[0], tmp_path, Progress(2, 1.5))
+    assert restore_checkpoint(models[1], tmp_path) == Progress(2, 1.5)
+    for a, b in zip(*(model.trainable_variables for model in models), strict=True):
+        np.testing.assert_array_equal(np.array(a), np.array(b))
 
 
 def test_only_the_newest_are_kept(trained, tmp_path):

@@ -193,6 +193,7 @@ def test_bad_input_gets_one_line(base, tmp_path, capsys):
         ((base, "--task", "poetry"), "there is no task poetry"),
         ((base, "--task", "chat", "--int8"), "--lora"),
         ((base, "--task", "chat", "--epochs", 1, "--steps", 2), "give one of"),
+        ((base, "--task", "preference", "--label-smoothing", 0.1), "do not go with preferences"),
         ((tmp_path / "none", "--task", "chat"), "none"),
     ):
         assert run(*arguments, "--run-dir", tmp_path / "run") == 2
