@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -31,7 +33,8 @@ class FinetuneOptions(LoopOptions):
         context_length: Tokens of a row, into which short examples are packed; at most the model's. For preference a row
             holds twice as many, for pairs.
         truncation: What happens to longer examples: drop, cut_start, cut_end, or refuse the data.
-        epochs: Go through the data so many times; 3 where neither steps nor minutes are given.
+        epochs: Go through the data so many times. Where neither steps nor minutes are given either: 3 times, and more
+            often where that would be fewer than 100 steps; the best checkpoint is what counts.
         patience: End after so many measurements in a row that were no better than the best before them; 0 for never.
         watch_records: How many held-out records the task's own metric is measured with along the way; by default 400,
             and 48 where answers have to be written.
@@ -40,7 +43,8 @@ class FinetuneOptions(LoopOptions):
         minutes: Train for this many minutes.
         batch_size: Rows of context_length tokens in a step.
         optimizer: adamw, or muon (for matrices, Adam for the rest).
-        learning_rate: Peak learning rate; 1e-4 by default, 5e-4 with lora, and a tenth of these for preference.
+        learning_rate: Peak learning rate; by default 1e-4, with lora 5e-4, and a tenth of these for preference; larger
+            for models of less than 576 dimensions, by as much as they have fewer.
         evaluations: How many times the held-out records are measured, the last time at the end.
         run_dir: Where everything of this run goes; runs/TASK by default.
 
@@ -78,10 +82,6 @@ class FinetuneOptions(LoopOptions):
                 setattr(self, name, [getattr(self, name)])
         if self.run_dir is None:
             self.run_dir = Path("runs") / Path(self.task).stem
-        if self.learning_rate is None:
-            self.learning_rate = (1e-4 if self.lora is None else 5e-4) * (0.1 if self.task == "preference" else 1.0)
-        if self.epochs is None and self.steps is None and self.minutes is None:
-            self.epochs = 3.0
         if self.epochs is not None and (self.steps is not None or self.minutes is not None):
             raise InputError("give one of --epochs, --steps and --minutes")
         super().__post_init__()
@@ -96,6 +96,27 @@ class FinetuneOptions(LoopOptions):
         if self.valid and not self.data:
             raise InputError("--valid needs --data: the records to learn from")
 
+    def settled(self, rows: int, width: int) -> FinetuneOptions:
+        """These with what follows from the data and the model where it is not given: steps and learning rate.
+
+        Args:
+            rows: That there are to learn from, of `context_length` tokens.
+            width: The model's; small models learn with larger steps (Yang et al. 2022, https://arxiv.org/abs/2203.03466,
+                of Adam: in inverse proportion).
+        """
+        steps, rate = self.steps, self.learning_rate
+        if self.steps is None and self.minutes is None:
+            steps = max(1 if self.epochs else _STEPS, math.ceil((self.epochs or _EPOCHS) * rows / self.batch_size))
+        if rate is None:
+            rate = (1e-4 if self.lora is None else 5e-4) * (0.1 if self.task == "preference" else 1.0)
+            rate *= max(1.0, _WIDTH / width)
+        return dataclasses.replace(self, epochs=None, steps=steps, learning_rate=rate)
+
+
+_EPOCHS, _STEPS = 3, 100
+"""Where nothing is said of how long: so many times through the data, and at least so many steps."""
+_WIDTH = 576
+"""SmolLM2-135M's, for which the learning rates were found."""
 
 FIXED = (
     "model",

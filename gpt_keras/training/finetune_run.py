@@ -6,7 +6,6 @@ runs/NAME/  config.yaml  metrics.jsonl  logs/  loss.png  checkpoints/  before.js
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -136,11 +135,8 @@ class FinetuneRun:
 
     def _train(self, lm: LanguageModel, data: FinetuneData, objective: Objective) -> tuple[Loop, int]:
         """Train, and leave the best checkpoint in the model: the loop that is done, and the step of that checkpoint."""
-        options, model = self.options, lm.model
-        rows = len(objective.packed.rows)
-        if options.epochs is not None:
-            steps = max(1, math.ceil(options.epochs * rows / options.batch_size))
-            options = dataclasses.replace(options, epochs=None, steps=steps)
+        model, rows = lm.model, len(objective.packed.rows)
+        options = self.options.settled(rows, lm.config.hidden_dim)
         model.rematerialize, model.num_parts = options.rematerialize, options.accumulate
         model.watch_gradient_norm = True
         model.compile(make_optimizer(options, model.dtype_policy.name), objective.loss, jit_compile="auto")

@@ -24,6 +24,7 @@ from gpt_keras.lora import add_lora, hold_frozen, projections_of
 from gpt_keras.model import GPT
 from gpt_keras.tasks import find_task
 from gpt_keras.training.checkpoint import newest_step
+from gpt_keras.training.finetune_options import FinetuneOptions
 from gpt_keras.training.loss import NextTokenLoss, weighted_tokens
 from gpt_keras.training.record import read_metrics
 
@@ -37,7 +38,6 @@ SHORT = ("--context-length", 128, "--batch-size", 2, "--precision", "float32", "
 def run(*arguments):
     """The command in this process: exit code."""
     from gpt_keras import command
-    from gpt_keras.training.finetune_options import FinetuneOptions
 
     return command.run(finetune.main, FinetuneOptions, "finetune", [str(a) for a in arguments])
 
@@ -242,6 +242,17 @@ def test_gpt2_is_taught_roles_or_with_an_adapter_plain_text(tmp_path):
     assert encode_for_training(again.tokenizer, messages) == (ids, trained)
     kept = ready_to_chat(lm, grow=False)
     assert kept.model is lm.model and kept.tokenizer.chat_template == PLAIN_TEMPLATE
+
+
+def test_what_is_not_said_follows_from_the_data_and_the_model():
+    def settled(rows, width, **given):
+        found = FinetuneOptions(model="m", task="chat", **given).settled(rows, width)
+        return found.steps, found.minutes, pytest.approx(found.learning_rate)
+
+    assert settled(8000, 768) == (3000, None, 1e-4)
+    assert settled(31, 192) == (100, None, 3e-4)
+    assert settled(31, 576, epochs=1, lora=8) == (4, None, 5e-4)
+    assert settled(31, 192, minutes=1, learning_rate=2e-5) == (None, 1, 2e-5)
 
 
 @pytest.mark.parametrize("feed_forward", ["swiglu", "gelu", "gelu_exact", "relu"])
