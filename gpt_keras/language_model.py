@@ -56,6 +56,13 @@ class LanguageModel:
             raise InputError("this model came without a tokenizer, so it reads token ids and no text")
         return self.tokenizer
 
+    @property
+    def padding_id(self) -> int:
+        """A token of the model's to fill up rows with: the tokenizer's padding, which may be one that was added later
+        and has no row in the model's table; then token 0."""
+        padding = self.text_tokenizer.padding_id
+        return padding if padding < self.model.config.vocabulary_size else 0
+
     @cached_property
     def decoder(self) -> Any:
         """Runs the model, and holds what is compiled for that."""

@@ -273,7 +273,11 @@ def _scale(said: dict[str, Any], name: str, rank: int) -> float:
 
     def pattern(key: str, otherwise: float) -> float:
         for expression, value in (said.get(key) or {}).items():
-            if re.match(rf"(.*\.)?({expression})$", name.removeprefix(_PREFIX)):
+            try:
+                fits = re.match(rf"(.*\.)?({expression})$", name.removeprefix(_PREFIX))
+            except re.error as error:
+                raise InputError(f"{CONFIG}: {key} has {expression!r}, no regular expression: {error}") from error
+            if fits:
                 return float(value)
         return otherwise
 

@@ -116,6 +116,18 @@ class Projection(layers.Dense):
             return kernel
         return kernel + (self.lora_alpha / self.lora_rank) * ops.matmul(self.lora_kernel_a, self.lora_kernel_b)
 
+    def load_own_variables(self, store: Any) -> None:
+        """As Keras's; a kernel in 8 bits stays as it is.
+
+        Raises:
+            ValueError: The kernel is held in 8 bits.
+        """
+        if self.kernel_scale is not None:
+            raise ValueError(
+                f"{self.path}: its kernel is held in 8 bits; load the weights first, and then hold them so"
+            )
+        super().load_own_variables(store)
+
     def hold_kernel(self, dtype: str) -> None:
         """Keep the kernel, which is not trained any more, in another dtype: that of the layer's products, by which it
         need not be cast in every step, or int8, each column with a scale of its own."""

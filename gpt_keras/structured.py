@@ -375,7 +375,7 @@ def _check_recursion(schema: dict[str, Any]) -> None:
             if isinstance(entry.get("$ref"), str):
                 yield entry["$ref"], required
             for name, part in entry.get("properties", {}).items():
-                yield from references(part, required or name in entry.get("required", ()))
+                yield from references(part, name in entry.get("required", ()))
             for keyword in ("anyOf", "oneOf", "prefixItems", "items", "additionalProperties"):
                 yield from references(entry.get(keyword), required)
 

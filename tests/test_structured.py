@@ -107,12 +107,22 @@ def test_json_is_what_its_schema_says_at_every_budget(vocabulary, tokenizer, sch
     jsonschema.validate(json.loads(text), schema)
 
 
-def test_what_is_optional_may_hold_itself(vocabulary, tokenizer):
+@pytest.mark.parametrize("holds", ["items", "an optional property of a required one"])
+def test_what_is_optional_may_hold_itself(vocabulary, tokenizer, holds):
     tree = {"type": "object", "properties": {"c": {"type": "array", "items": {"$ref": "#"}}}, "required": []}
     tree = {
         "$ref": "#/$defs/t",
         "$defs": {"t": {**tree, "properties": {"c": {"type": "array", "items": {"$ref": "#/$defs/t"}}}}},
     }
+    optional = {"type": "object", "properties": {"next": {"$ref": "#/$defs/t"}}}
+    tree = (
+        {"$ref": "#/$defs/t", "$defs": {**tree["$defs"], "o": optional}}
+        if holds == "items"
+        else {
+            "$ref": "#/$defs/t",
+            "$defs": {"t": {"type": "object", "properties": {"meta": optional}, "required": ["meta"]}},
+        }
+    )
     automaton = vocabulary.automaton(json_schema=tree)
     for seed in range(5):
         jsonschema.validate(json.loads(write(vocabulary, tokenizer, automaton, automaton.shortest + 30, seed)), tree)

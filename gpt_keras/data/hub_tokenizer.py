@@ -19,7 +19,8 @@ class HubTokenizer(Tokenizer):
     Args:
         content: The file.
         name: Where it comes from, for messages.
-        settings: What the other files of the folder say; they are written back as they were.
+        settings: What the other files of the folder say. They are written back as they were, but that
+            tokenizer_config.json names begin and end, too, where only config.json or generation_config.json did.
 
     Raises:
         InputError: The content is not a tokenizer.json, or names tokens that it does not have.
@@ -85,9 +86,10 @@ class HubTokenizer(Tokenizer):
         # What config.json or generation_config.json say alone, which are no files of the tokenizer.
         named = {"bos_token": (self.settings.begin, self.begin_id), "eos_token": (self.settings.end, self.end_id)}
         unnamed = {key: self._text(token) for key, (text, token) in named.items() if text is None and token is not None}
+        if "tokenizer_config.json" not in kept:
+            unnamed = {key: text for key, (_, i) in named.items() if (text := self._text(i)) is not None}
         if unnamed or "tokenizer_config.json" not in kept:
-            config |= {"bos_token": self._text(self.begin_id), "eos_token": self._text(self.end_id)} | unnamed
-            config = {key: value for key, value in config.items() if value is not None}
+            config |= unnamed
             kept["tokenizer_config.json"] = (json.dumps(config, indent=2) + "\n").encode()
         return {"tokenizer.json": self._content, **kept}
 

@@ -1,4 +1,4 @@
-"""Training batches out of prepared corpora: batch number n is a pure function of (corpora, seed, n).
+"""Training batches out of prepared corpora: batch n is a pure function of the corpora, the sizes, the seed and n.
 
 Windows of `context_length` tokens are drawn in an order that a keyed permutation (a Feistel network over the window
 numbers) gives for every epoch. So there is no iterator state: a run resumes at step n by asking for batch n, at no

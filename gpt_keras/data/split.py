@@ -1,9 +1,10 @@
-"""Which documents are held out for validation: a pure function of the texts, so no run ever trains on them.
+"""Which documents are held out for validation: a pure function of the corpus, so no run ever trains on them.
 
 By default documents are ordered by a digest of their text and the first ones are held out: about 5 % of the bytes, at
 least 500 KB where that is at most a tenth of the corpus, at most 10 MB. Equal texts share a digest and so a side, and a
 document that is nearly equal to another one (`gpt_keras.data.duplicates`) is never held out. `tail:F` holds out the
-last fraction F of the bytes in order, as is customary for one long text.
+last fraction F of the bytes in order, as is customary for one long text; so is a tenth of a few texts, of which whole
+ones would be far more.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Split:
     """A decision made once over a whole corpus.
 
     Attributes:
-        rule: What was asked for: a fraction such as `0.05`, `auto` or `tail:0.1`.
+        rule: A fraction such as `0.05`, `auto`, or `tail:0.1`, which may have been decided on.
         digest_limit: Documents whose digest is at most this are held out (`None` for `tail`).
         tail_document: Number of the document that the held-out tail begins in (`None` otherwise).
         tail_byte: Where in it.
@@ -83,9 +84,11 @@ def plan_split(digests: np.ndarray, sizes: np.ndarray, kept: Any, alone: np.ndar
         for digest, size in zip(digests[chunk][here].tolist(), sizes[chunk][here].tolist(), strict=True):
             inside[digest] = inside.get(digest, 0) + size
     split = tally.split(rule, inside)
-    if len(digests) <= _FEW and np.all(alone[:]) and len(np.unique(digests[:])) == len(digests):
-        held_out = sizes[:][kept[:] & split.held_out(0, digests[:])].sum()
-        if held_out > tally.wanted(rule) + _TOO_MUCH * tally.bytes:
+    if tally.documents <= _FEW:
+        here = np.flatnonzero(kept[:])
+        few, lengths = digests[here], sizes[here]
+        unlike = np.all(alone[here]) and len(np.unique(few)) == len(few)
+        if unlike and lengths[split.held_out(0, few)].sum() > tally.wanted(rule) + _TOO_MUCH * tally.bytes:
             return tail()
     return split
 

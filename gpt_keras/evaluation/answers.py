@@ -48,7 +48,7 @@ class Answerer:
         self.template = self.tokenizer.chat_template or PLAIN_TEMPLATE
         ends = self.tokenizer.end_ids | turn_ends(self.tokenizer, self.template)
         self._generator = Generator(None, self.tokenizer, ends, self.lm.decoder)
-        self._scorer = Scorer(self.lm.model, self.tokenizer.padding_id, self.batch_size)
+        self._scorer = Scorer(self.lm.model, self.lm.padding_id, self.batch_size)
 
     def outputs(
         self,
@@ -90,7 +90,7 @@ class Answerer:
         for width in sorted(set(widths[fits].tolist())):  # one long record does not make all rows long
             numbers = np.flatnonzero(fits & (widths == width))
             examples, rows = Examples.of([encoded[number] for number in numbers]), min(self.batch_size, len(numbers))
-            scorer = ExampleScorer(self.lm.model, examples, width, rows, self.tokenizer.padding_id)
+            scorer = ExampleScorer(self.lm.model, examples, width, rows, self.lm.padding_id)
             nats[numbers] = scorer.nats(functools.partial(report, f"answers, up to {width} tokens"))
             tokens[numbers] = scorer.trained
         others = [number for number, whole in enumerate(fits) if not whole]
@@ -124,7 +124,7 @@ class Answerer:
         room = self.lm.config.context_length
         for context, answer in pairs:
             self.cut += len(context) + len(answer) > room + 1
-            fitting.append((context or [self.tokenizer.padding_id], answer[-room:]))
+            fitting.append((context or [self.lm.padding_id], answer[-room:]))
         return self._scorer.score(fitting, lambda done: report(words, done, len(fitting)))
 
     def _answers(self, records: Sequence[Record], options: SamplingOptions, report: Report) -> list[list[str]]:
@@ -166,7 +166,7 @@ def text_likelihoods(
         InputError: The model has no tokenizer.
     """
     tokenizer, length = lm.text_tokenizer, lm.config.context_length
-    first = next((i for i in (tokenizer.begin_id, tokenizer.end_id) if i is not None), tokenizer.padding_id)
+    first = next((i for i in (tokenizer.begin_id, tokenizer.end_id) if i is not None), lm.padding_id)
     pairs, owners = [], []
     for number, text in enumerate(texts):
         ids = [first, *tokenizer.encode(text)]
@@ -175,7 +175,7 @@ def text_likelihoods(
             owners.append(number)
     if not pairs:
         raise InputError("there is no text to score")
-    scorer = Scorer(lm.model, tokenizer.padding_id, batch_size)
+    scorer = Scorer(lm.model, lm.padding_id, batch_size)
     scores = scorer.score(pairs, lambda done: report("texts", done, len(pairs)))
     nats = np.bincount(owners, [score.nats for score in scores], len(texts))
     tokens = np.bincount(owners, [score.tokens for score in scores], len(texts))

@@ -99,7 +99,7 @@ class GPTKerasLM(TemplateLM):
         self.batch_size = _batch_size(batch_size)
         self.max_gen_toks = max_gen_toks
         self._adds_begin = _transformers_adds_begin(self.tokenizer) if add_bos_token is None else add_bos_token
-        self._scorer = Scorer(self.lm.model, self.tokenizer.padding_id, self.batch_size)
+        self._scorer = Scorer(self.lm.model, self.lm.padding_id, self.batch_size)
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness notes down about the model."""

@@ -48,7 +48,8 @@ class GraphScorer:
         self._hidden_states = tf.function(
             self._read, input_signature=[tf.TensorSpec([None, None], tf.int32)], autograph=False
         )
-        self._first = next((i for i in (plain.begin_id, plain.end_id) if i is not None), plain.padding_id)
+        first = next((i for i in (plain.begin_id, plain.end_id) if i is not None), plain.padding_id)
+        self._first = first if first < model.config.vocabulary_size else 0
 
     def score(self, texts: Tensor) -> TokenScores:
         """Every token of each text, string [batch], given those before it; the first one given the begin token."""

@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from gpt_keras.data.errors import InputError
-from gpt_keras.data.files import sweep, whole_folder
+from gpt_keras.data.files import PARTIAL, sweep, whole_folder
 from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.exporting.held_weights import WeightsDtype
 from gpt_keras.exporting.served_model import ServedModel
@@ -62,10 +62,10 @@ def export_saved_model(
     base = Path(base)
     if base.is_dir():
         sweep(base)
-    version = next_version(base)
     module = ServedModel(model, tokenizer, max_new_tokens, weights)
     if module.chat_missing:
         report(f"no signature chat: {module.chat_missing}")
+    version = next_version(base)
     with whole_folder(base / str(version)) as folder:
         tf.saved_model.save(module, str(folder), signatures=module.functions)
         write_warmup(folder, base.name, list(module.functions))
@@ -74,6 +74,6 @@ def export_saved_model(
 
 
 def next_version(base: Path) -> int:
-    """One more than the highest version in `base`; 1 in a new one."""
-    found = [int(path.name) for path in base.glob("*") if path.name.isdigit()] if base.is_dir() else []
-    return max(found, default=0) + 1
+    """One more than the highest version in `base`, those included that are being written; 1 in a new one."""
+    names = [path.name.partition(PARTIAL)[0] for path in base.glob("*")] if base.is_dir() else []
+    return max((int(name) for name in names if name.isdigit()), default=0) + 1

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from gpt_keras.data.errors import InputError
+from gpt_keras.folder import refuse_adapter
 from gpt_keras.litert import graph, rotation, rounding
 from gpt_keras.litert.assembly import Template, assemble, prime_sizes
 from gpt_keras.litert.rounding import Quantized
@@ -20,6 +21,7 @@ Weights = Literal["float32", "int8", "int4"]
 
 def row_file(model: GPT, weights: Weights) -> bytes:
     """A file of `graph.RowForm` for the project's own engine, with the functions of `sizes.row_functions`."""
+    refuse_adapter(model)
     config = model.config
     if config.context_length < 2:
         raise InputError("a LiteRT file needs a context of at least 2 tokens")
@@ -37,6 +39,7 @@ def engine_file(
 ) -> tuple[bytes, dict[str, int]]:
     """A file in the contract of LiteRT-LM, with `decode` and `prefill_<length>` for each of the lengths; and how many
     bytes of it are what."""
+    refuse_adapter(model)
     prompt, one = prime_sizes(model.config, rows=False), prime_sizes(model.config, rows=False, length=False)
     quantized = weights != "float32"
 

@@ -391,7 +391,7 @@ async def _body(request: Request, limits: Limits) -> bytes:
 def _has_key(request: Request, key: str) -> bool:
     """Whether a request has the key, in UTF-8 or as HTTP's own Latin-1."""
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    sent = given.strip().encode("latin-1")
+    sent = given.encode("latin-1").strip(b" \t")  # as text, other bytes would be blanks, too
     forms = [key.encode(), *([key.encode("latin-1")] if max(map(ord, key)) < 256 else [])]
     return scheme.lower() == "bearer" and any(hmac.compare_digest(sent, form) for form in forms)
 

@@ -82,8 +82,10 @@ class FinetuneRun:
             add_lora(lm.model, options.lora, options.lora_alpha)
             hold_frozen(lm.model, "int8" if options.int8 else lm.model.compute_dtype)
         make = Preferences if self.task.compares else Answers
-        objective = make(lm.model, data.training, data.validation, options, lm.text_tokenizer.padding_id)
-        write_recorded(options, fingerprints)
+        objective = make(lm.model, data.training, data.validation, options, lm.padding_id)
+        settled = options.settled(len(objective.packed.rows), lm.config.hidden_dim)
+        followed = {f"settled_{name}": getattr(settled, name) for name in ("steps", "learning_rate")}
+        write_recorded(options, {**fingerprints, **followed})
         (self.folder / "summary.json").unlink(missing_ok=True)  # of a run that now goes on
         loop, best = self._train(lm, data, objective)
         draw_loss(self.folder)
@@ -143,6 +145,7 @@ class FinetuneRun:
         tokens = options.batch_size * objective.packed.context_length * (1.0 - objective.packed.padding_share)
         trained = sum(math.prod(variable.shape) for variable in model.trainable_variables)
         words = f"{rows:,} rows of {objective.packed.context_length}, {options.batch_size} a step"
+        words += f", learning rate {options.learning_rate:.3g}"
         if options.steps is not None:
             words += f", {options.steps:,} steps ({options.steps * options.batch_size / rows:.1f} epochs)"
         say(self.console, f"training    {trained:,} parameters; {words}")

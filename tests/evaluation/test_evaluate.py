@@ -11,13 +11,16 @@ import gpt_keras
 from gpt_keras.config import GPTConfig
 from gpt_keras.data.conversations import encode_for_training
 from gpt_keras.data.errors import InputError
+from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.evaluate import EvaluateOptions, cli, main
 from gpt_keras.evaluation import answers, sandbox
 from gpt_keras.evaluation.answers import PLAIN_TEMPLATE, Answerer, text_likelihoods
+from gpt_keras.evaluation.scoring import Scorer
 from gpt_keras.folder import save_folder
 from gpt_keras.tasks import find_task
 
 from ..conftest import build, program, slow_but
+from ..data.test_hub_tokenizer import write_byte_level
 
 SENTIMENT = [
     {"text": f"{program(number)[:40]}", "label": "positive" if number % 3 else "negative"} for number in range(9)
@@ -64,6 +67,18 @@ def test_labels_and_answers_have_the_probabilities_that_the_model_gives_them(lm)
         np.testing.assert_allclose(outputs.choice_probabilities[row], odds / odds.sum(), atol=1e-4)
         assert outputs.nats[row] == pytest.approx(-logs[record["label"] == "positive"], rel=1e-4)
         assert outputs.tokens[row] == len(tokenizer.encode(record["label"])) + 1
+
+
+def test_padding_that_the_model_does_not_have_changes_no_score(lm, tmp_path):
+    write_byte_level(tmp_path, pad_token="[PAD]")
+    tokenizer = Tokenizer.load(tmp_path)
+    model = build(GPTConfig.from_preset("nano", vocabulary_size=400, context_length=96, initializer_range=0.1))
+    padded = gpt_keras.LanguageModel(model, tokenizer)
+    assert tokenizer.padding_id >= model.config.vocabulary_size
+    pairs = [([1], [40, 50, 60]), ([2, 3], [41])]
+    alone = [Scorer(model, 0).score([pair])[0].nats for pair in pairs]
+    found = [scored.nats for scored in Scorer(model, padded.padding_id).score(pairs)]
+    np.testing.assert_allclose(found, alone, rtol=1e-5)
 
 
 def test_answers_are_what_generate_gives(lm):

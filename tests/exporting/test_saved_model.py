@@ -13,6 +13,7 @@ import pytest
 
 from gpt_keras.data.conversations import encode_conversation
 from gpt_keras.data.errors import InputError
+from gpt_keras.data.files import whole_folder
 from gpt_keras.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.language_model import LanguageModel
@@ -595,3 +596,13 @@ def test_a_model_with_byte_level_bpe_is_exported_too(lm, tmp_path):
     texts = ["def parse_line(", "x"]
     wanted = [-scored.nats for scored in scorer.score([(begin, bpe.tokenizer.encode(text)) for text in texts])]
     np.testing.assert_allclose(call(loaded, "score", text=texts)["log_probability"], wanted, rtol=1e-3)
+
+
+def test_a_version_that_is_being_written_is_taken(tmp_path):
+    from gpt_keras.exporting.saved_model import next_version
+
+    assert next_version(tmp_path / "none") == next_version(tmp_path) == 1
+    (tmp_path / "2").mkdir()
+    with whole_folder(tmp_path / str(next_version(tmp_path))):
+        assert next_version(tmp_path) == 4
+    assert (tmp_path / "3").is_dir()

@@ -451,7 +451,9 @@ def test_a_form_that_is_there_waits_for_no_other():
     asyncio.run(ask())
 
 
-@pytest.mark.parametrize("sent", ["ключ".encode(), "schlüssel".encode(), "schlüssel".encode("latin-1"), b" plain "])
+@pytest.mark.parametrize(
+    "sent", ["ключ".encode(), "voilà".encode(), "schlüssel".encode(), "schlüssel".encode("latin-1"), b" plain "]
+)
 def test_a_key_is_taken_in_either_encoding(sent):
     key = sent.strip().decode("utf-8" if sent != "schlüssel".encode("latin-1") else "latin-1")
     request = Request({"type": "http", "headers": [(b"authorization", b"Bearer " + sent)]})
