@@ -11,28 +11,16 @@ takes, and only tokens are allowed from which the rest still fits: the text is w
 
 from __future__ import annotations
 
-import importlib
 import json
-import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from gpt_keras import expressions, json_schemas
 from gpt_keras.data.errors import InputError
 
-_KEYWORDS = {
-    "string": {"minLength", "maxLength", "pattern", "format"},
-    "array": {"items", "prefixItems", "minItems", "maxItems"},
-    "object": {"properties", "required", "additionalProperties"},
-    "integer": set[str](),
-    "number": set[str](),
-    "boolean": set[str](),
-    "null": set[str](),
-}
-_ANY_TYPE = {"type", "enum", "const", "anyOf", "oneOf", "$ref"}
-_NOTES = {"title", "description", "default", "examples", "$schema", "$id", "$defs", "definitions", "$comment"}
 _REMEMBERED, _REMEMBERED_BYTES = 32, 512 * 2**20
 
 
@@ -78,8 +66,8 @@ class Vocabulary:
         """
         found = self.remembered(regex, json_schema, banned)
         if found is None:  # made outside of the lock, for it may take long
-            expression = regex if regex is not None else _schema_expression(json_schema)
-            found = TokenAutomaton(self.index(expression, frozenset(banned)), self.ends)
+            expression = regex if regex is not None else json_schemas.regular_expression(json_schema)
+            found = TokenAutomaton(*self._states(expression, frozenset(banned)), self.ends)
             self.remember(found, regex, json_schema, banned)
         return found
 
@@ -101,13 +89,12 @@ class Vocabulary:
     def __reduce__(self) -> Any:
         return Vocabulary, (self._token_bytes, np.flatnonzero(self.ends).tolist())
 
-    def index(self, expression: str, without: frozenset[int] = frozenset()) -> Any:
-        """outlines-core's automaton of an expression."""
+    def _states(self, expression: str, without: frozenset[int]) -> tuple[int, dict[int, dict[int, int]], set[int]]:
         tokens: dict[bytes, list[int]] = {}
         for token, text in enumerate(self._token_bytes):
             if text and not self.ends[token] and token not in without:
                 tokens.setdefault(bytes(text), []).append(token)
-        return _build(expression, tokens, len(self.ends))
+        return expressions.automaton(expression, tokens, len(self.ends))
 
 
 def _key(
@@ -120,7 +107,9 @@ class TokenAutomaton:
     """States joined by tokens, and the number of tokens from each state to a whole text.
 
     Args:
-        index: outlines-core's automaton.
+        start: The state before any token.
+        transitions: The states that tokens lead to, from each state.
+        whole: The states after a whole text.
         ends: Of each token id, whether it ends a text, bool [vocabulary_size].
 
     Attributes:
@@ -130,22 +119,20 @@ class TokenAutomaton:
         nbytes: Memory that it takes, about.
     """
 
-    def __init__(self, index: Any, ends: np.ndarray) -> None:
+    def __init__(self, start: int, transitions: dict[int, dict[int, int]], whole: set[int], ends: np.ndarray) -> None:
         self.ends = ends
-        transitions: dict[int, dict[int, int]] = index.get_transitions()
-        finals = index.get_final_states()
-        number = {state: i for i, state in enumerate({index.get_initial_state(), *transitions, *finals})}
-        self.start = number[index.get_initial_state()]
+        targets = {target for row in transitions.values() for target in row.values()}
+        number = {state: i for i, state in enumerate({start, *transitions, *targets})}
+        self.start = number[start]
         self.accepting = np.zeros(len(number), bool)
-        self.accepting[[number[state] for state in finals]] = True
+        self.accepting[[number[state] for state in whole]] = True
         nothing = np.zeros(0, np.int32)
         self._rows = [(nothing, nothing)] * len(number)
         for state, row in transitions.items():
             tokens = np.fromiter(row.keys(), np.int32, len(row))
-            targets = np.fromiter((number[target] for target in row.values()), np.int32, len(row))
-            kept = tokens < len(ends)  # outlines-core's own end token is one beyond
-            order = np.argsort(tokens[kept])
-            self._rows[number[state]] = (tokens[kept][order], targets[kept][order])
+            leads = np.fromiter((number[target] for target in row.values()), np.int32, len(row))
+            order = np.argsort(tokens)
+            self._rows[number[state]] = (tokens[order], leads[order])
         self.nbytes = sum(_OF_A_STATE + tokens.nbytes + targets.nbytes for tokens, targets in self._rows)
         self.distance = self._distances()
         if self.distance[self.start] == _NEVER:
@@ -221,226 +208,3 @@ class Form:
         if self._state is None:  # a token that was not allowed, from elsewhere than this rule
             return self._automaton.ends
         return self._automaton.allowed(self._state, remaining)
-
-
-def _outlines(module: str = "outlines_core") -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(
-            "output in a given form needs outlines-core, which is not here: pip install 'gpt_keras[constrained]'"
-        ) from error
-
-
-def _build(expression: str, tokens: dict[bytes, list[int]], end_id: int) -> Any:
-    core = _outlines()
-    expression = _ascii_classes(expression)
-    if not expression:
-        raise InputError("the regular expression is empty")
-    try:
-        return _index(expression, core.Vocabulary(end_id, tokens))
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
-        if "incompatible with the regex" in reason:
-            raise InputError("no text that the tokenizer's tokens can spell has the asked form") from error
-        hint = "; look-around, back-references and word boundaries are not supported, ^ and $ are implied"
-        raise InputError(f"the regular expression {_short(expression)} cannot be used ({reason}){hint}") from error
-
-
-def _index(expression: str, vocabulary: Any) -> Any:
-    core = _outlines()
-    try:
-        # Anchored, or the first alternative that matches would hide longer ones: `1|12` would never be 12.
-        return core.Index(rf"(?:{expression})\z", vocabulary)
-    except ValueError as error:
-        if "universal start" not in str(error):
-            raise
-        return core.Index(expression, vocabulary)  # what may be empty cannot be anchored
-
-
-def _schema_expression(schema: dict[str, Any] | bool | str | None) -> str:
-    """The regular expression of a JSON schema's texts.
-
-    Raises:
-        InputError: The schema is not valid, or asks for what a regular expression of outlines-core does not keep.
-    """
-    if isinstance(schema, str):
-        try:
-            schema = json.loads(schema)
-        except ValueError as error:
-            raise InputError(f"the JSON schema is not JSON ({error})") from error
-    if schema is True:
-        schema = {}
-    if not isinstance(schema, dict):
-        raise InputError(f"a JSON schema is an object, not {type(schema).__name__}")
-    try:
-        _check_schema(schema, "#")
-        _check_recursion(schema)
-    except (TypeError, AttributeError, KeyError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError("the JSON schema is malformed: a keyword's value is not of the kind it has to be") from error
-    return _quick(_regex_of(schema))
-
-
-def _quick(expression: str) -> str:
-    r"""The expression without `\"` in strings, where a text begins with a string of bounded length.
-
-    outlines-core looks for the expression everywhere in a text, before it keeps to its beginning. Where a match begins
-    with a quotation mark, each escaped one in it might be a beginning, too: the automaton would double with every
-    character that the string may have.
-    """
-    if expression.lstrip("(?:").startswith('"') and re.search(r"\{\d", expression):
-        return expression.replace(r'\\["\\/bfnrt]', r"\\[\\/bfnrt]")
-    return expression
-
-
-def _regex_of(schema: dict[str, Any]) -> str:
-    builder = _outlines("outlines_core.json_schema")
-    try:
-        return str(builder.build_regex_from_schema(json.dumps(_grouped(schema))))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"the JSON schema cannot be used ({str(error).splitlines()[0].strip()})") from error
-
-
-def _check_schema(schema: Any, place: str) -> None:
-    """Refuse what outlines-core would ignore or get wrong, so that the output always is what the schema says."""
-
-    def refuse(what: str) -> InputError:
-        return InputError(f"the JSON schema at {place}: {what}")
-
-    if not isinstance(schema, dict):
-        raise refuse(f"expected an object, found {json.dumps(schema)}")
-    types = schema.get("type", [])
-    types = [types] if isinstance(types, str) else types
-    for kind in types:
-        if kind not in _KEYWORDS:
-            raise refuse(f"type {json.dumps(kind)} is none of {', '.join(_KEYWORDS)}")
-    own = set().union(*(_KEYWORDS[kind] for kind in types or _KEYWORDS))
-    for keyword in schema:
-        if keyword not in own | _ANY_TYPE | _NOTES:
-            raise refuse(f"{keyword} is not supported")
-    given = [keyword for keyword in ("enum", "const", "anyOf", "oneOf", "$ref") if keyword in schema]
-    if len(given) > 1 or (given and own & set(schema)):
-        raise refuse(f"{given[0]} together with other keywords is not supported")
-    properties = schema.get("properties", {})
-    for name in properties:
-        if json.dumps(name, ensure_ascii=False) != f'"{name}"':
-            raise refuse(f"the property name {json.dumps(name)} is not supported")
-    for name in schema.get("required", []):
-        if name not in properties:
-            raise refuse(f"required names {json.dumps(name)}, which properties does not")
-    if (schema.get("minItems", 0) or "maxItems" in schema) and "prefixItems" in schema:
-        raise refuse("minItems or maxItems together with prefixItems is not supported")
-    if {"minLength", "maxLength"} & set(schema) and {"pattern", "format"} & set(schema):
-        raise refuse("minLength or maxLength together with pattern or format is not supported")
-    if "oneOf" in schema and not _apart(schema["oneOf"]):
-        raise refuse("oneOf is supported for different types alone: use anyOf")
-    if {} in [*properties.values(), schema.get("additionalProperties")]:
-        raise refuse("a property that may be anything is not supported: say its type")
-    for keyword in {"pattern", "format"} & set(schema):
-        _check_text(_regex_of({"type": "string", keyword: schema[keyword]}), refuse)
-    inner = []
-    for keyword in ("properties", "$defs", "definitions"):
-        inner += [(f"{place}/{keyword}/{name}", entry) for name, entry in schema.get(keyword, {}).items()]
-    for keyword in ("anyOf", "oneOf", "prefixItems"):
-        inner += [(f"{place}/{keyword}/{i}", entry) for i, entry in enumerate(schema.get(keyword, []))]
-    for keyword in ("items", "additionalProperties"):
-        if not isinstance(schema.get(keyword, True), bool):
-            inner.append((f"{place}/{keyword}", schema[keyword]))
-    for where, entry in inner:
-        _check_schema(entry, where)
-
-
-def _apart(alternatives: Any) -> bool:
-    """Whether no value fits two of these schemas, by their types."""
-    types = [entry.get("type") for entry in alternatives]
-    return all(isinstance(kind, str) for kind in types) and len(types) == len({*types} - {"integer"}) + (
-        "integer" in types and "number" not in types
-    )
-
-
-def _check_recursion(schema: dict[str, Any]) -> None:
-    """Refuse definitions that hold themselves in a property that is required.
-
-    outlines-core goes some levels deep, and there leaves the property out, also one that must not be.
-    """
-
-    def references(entry: Any, required: bool) -> Iterator[tuple[str, bool]]:
-        """What a schema refers to, and whether by a required property."""
-        if isinstance(entry, list):
-            for part in entry:
-                yield from references(part, required)
-        elif isinstance(entry, dict):
-            if isinstance(entry.get("$ref"), str):
-                yield entry["$ref"], required
-            for name, part in entry.get("properties", {}).items():
-                yield from references(part, name in entry.get("required", ()))
-            for keyword in ("anyOf", "oneOf", "prefixItems", "items", "additionalProperties"):
-                yield from references(entry.get(keyword), required)
-
-    definitions = {"#": schema}
-    for keyword in ("$defs", "definitions"):
-        definitions |= {f"#/{keyword}/{name}": entry for name, entry in schema.get(keyword, {}).items()}
-    leads = {place: list(references(entry, False)) for place, entry in definitions.items()}
-
-    def reached(place: str) -> set[str]:
-        found, new = set[str](), [place]
-        while new:
-            if (here := new.pop()) not in found:
-                found.add(here)
-                new += [target for target, _ in leads.get(here, ())]
-        return found
-
-    for place, targets in leads.items():
-        for target, required in targets:
-            if required and place in reached(target):
-                raise InputError(
-                    f"the JSON schema at {place}: a required property that holds {target} again is not supported"
-                )
-
-
-def _grouped(schema: Any) -> Any:
-    """The schema with each pattern in a group, which outlines-core forgets: of `yes|no` it makes `("yes|no")`."""
-    if not isinstance(schema, dict):
-        return schema
-    found = dict(schema)
-    for keyword in {"properties", "$defs", "definitions"} & set(schema):
-        found[keyword] = {name: _grouped(entry) for name, entry in schema[keyword].items()}
-    for keyword in {"anyOf", "oneOf", "prefixItems"} & set(schema):
-        found[keyword] = [_grouped(entry) for entry in schema[keyword]]
-    for keyword in {"items", "additionalProperties"} & set(schema):
-        found[keyword] = _grouped(schema[keyword])
-    if isinstance(pattern := schema.get("pattern"), str):
-        pattern = pattern.removeprefix("^")
-        ends = pattern.endswith("$") and not re.search(r"(?<!\\)(\\\\)*\\\$$", pattern)
-        found["pattern"] = f"^(?:{pattern[:-1] if ends else pattern})$"
-    return found
-
-
-def _check_text(expression: str, refuse: Any) -> None:
-    """See that what stands between the quotes can be no quote, backslash or control character, which JSON escapes."""
-    index = _build(
-        expression.removeprefix("(").removesuffix(")")[1:-1] or "a{0}", {bytes([b]): [b] for b in range(256)}, 256
-    )
-    for row in index.get_transitions().values():
-        for byte in row:
-            if byte in (0x22, 0x5C) or byte < 0x20:
-                raise refuse(f"a pattern or format that matches {bytes([byte]).decode()!r} is not supported")
-
-
-def _ascii_classes(expression: str) -> str:
-    """`\\d`, `\\w` and `\\s` for ASCII alone, so that programs of every kind read the text the same way."""
-    inside, parts = False, []
-    for part in re.findall(r"\\.|.", expression, re.DOTALL):
-        inside = (inside or part == "[") and not (part == "]" and inside)
-        plain = _ASCII.get(part)
-        parts.append(part if plain is None else plain if inside else f"[{plain}]")
-    return "".join(parts)
-
-
-_ASCII = {r"\d": "0-9", r"\w": "0-9A-Za-z_", r"\s": r" \t\n\r\f\v"}
-
-
-def _short(expression: str) -> str:
-    return repr(expression if len(expression) < 60 else expression[:57] + "...")

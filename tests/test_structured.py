@@ -1,5 +1,6 @@
 """Output in a given form is whole and right, whatever the model and however few tokens it gets."""
 
+import itertools
 import json
 import re
 
@@ -134,6 +135,42 @@ def test_no_alternative_hides_another(vocabulary, tokenizer):
         assert {write(vocabulary, tokenizer, automaton, 5, seed) for seed in range(40)} == every
 
 
+BYTES = Vocabulary([b"", *(bytes([byte]) for byte in range(256))], [END])
+"""The end token, then one for each byte."""
+
+
+def texts(automaton, characters: bytes, length: int) -> set[bytes]:
+    """All that it allows of at most `length` of these characters."""
+    found, new = set(), [(automaton.start, b"")]
+    while new:
+        state, text = new.pop()
+        allowed = automaton.allowed(state, 2**30)
+        if allowed[END]:
+            found.add(text)
+        if len(text) < length:
+            new += [(automaton.step(state, 1 + c), text + bytes([c])) for c in characters if allowed[1 + c]]
+    return found
+
+
+PATTERNS = st.recursive(
+    st.sampled_from(["a", "b", "ab", "", "[ab]", "[^b]", r"\d"]),
+    lambda inner: st.one_of(
+        st.builds("{}{}".format, inner, inner),
+        st.builds("(?:{}|{})".format, inner, inner),
+        st.builds("(?:{}){}".format, inner, st.sampled_from(["*", "+", "?", "{1,2}", "*?", "+?", "??"])),
+    ),
+    max_leaves=6,
+)
+
+
+@given(pattern=PATTERNS.filter(bool), anchored=st.sampled_from(["{}", "^{}$", "{}$"]))
+@settings(max_examples=200, deadline=None)
+def test_exactly_the_texts_that_match_are_allowed(pattern, anchored):
+    drawn = (bytes(text) for length in range(5) for text in itertools.product(b"ab1", repeat=length))
+    matching = {text for text in drawn if re.fullmatch(pattern.encode(), text)}
+    assert texts(BYTES.automaton(regex=anchored.format(pattern)), b"ab1", 4) == matching
+
+
 def test_without_enough_tokens_the_shortest_length_is_named(vocabulary):
     automaton = vocabulary.automaton(regex=r"\d{9}")
     with pytest.raises(InputError, match=f"at least {automaton.shortest} tokens, and there is room for 2"):
@@ -174,7 +211,7 @@ def test_large_forms_are_not_all_remembered(tokenizer, monkeypatch):
     assert vocabulary.automaton(regex="e{30}") is large and vocabulary.remembered("d{30}") is None
 
 
-@pytest.mark.parametrize("expression", ["(a", "[a-", r"(a)\1", "a(?=b)", ""])
+@pytest.mark.parametrize("expression", ["(a", "[a-", r"(a)\1", "a(?=b)", "", "(a$|b)", "a^b", r"a\bb"])
 def test_an_expression_that_cannot_be_used_is_one_clear_line(vocabulary, expression):
     with pytest.raises(InputError, match="regular expression") as error:
         vocabulary.automaton(regex=expression)
