@@ -5,8 +5,10 @@ Exit code 0 success, 2 bad input (one line on standard error), 130 interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import json
 import re
 import sys
 import typing
@@ -20,6 +22,9 @@ import yaml
 
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import readable
+
+_TEXTS = list[str] | str
+"""The type of an option that is one text or several."""
 
 
 def run(
@@ -87,8 +92,10 @@ def parse(options_type: type, program: str, argv: Sequence[str]) -> Any:
         values = parser.parse_args(argv).as_dict()
     except (jsonargparse.ArgumentError, ValueError, TypeError, OSError) as error:
         raise InputError(_one_line(str(error), program)) from error
+    hints = typing.get_type_hints(options_type)
     fields = {field.name for field in dataclasses.fields(options_type)}
-    return options_type(**{name: value for name, value in values.items() if name in fields})
+    values = {name: value for name, value in values.items() if name in fields}
+    return options_type(**{name: _texts(value) if hints[name] == _TEXTS else value for name, value in values.items()})
 
 
 def _recipe(path: str, options_type: type) -> str:
@@ -101,8 +108,13 @@ def _recipe(path: str, options_type: type) -> str:
         raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(recipe, dict):
         raise InputError(f"{path}: expected options, as in 'steps: 100'")
-    several = {name for name, hint in typing.get_type_hints(options_type).items() if hint == list[str]}
-    return yaml.safe_dump({name: [v] if name in several and isinstance(v, str) else v for name, v in recipe.items()})
+    hints = typing.get_type_hints(options_type)
+    for name, value in recipe.items():
+        if hints.get(name) == list[str] and isinstance(value, str):
+            recipe[name] = [value]
+        elif hints.get(name) == _TEXTS and isinstance(value, list):
+            recipe[name] = json.dumps(value)
+    return yaml.safe_dump(recipe)
 
 
 def _parser(options_type: type, program: str) -> jsonargparse.ArgumentParser:
@@ -119,9 +131,13 @@ def _parser(options_type: type, program: str) -> jsonargparse.ArgumentParser:
         kwargs: dict[str, Any] = {"type": hints[field.name], "help": help_texts[field.name].replace("%", "%%")}
         if hints[field.name] == list[str]:  # several values behind one flag
             kwargs |= {"type": str, "nargs": "+"}
+        elif hints[field.name] in (str | None, _TEXTS):  # as it stands: no YAML, to which `#1` and `null` are nothing
+            kwargs["type"] = str
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
+        if hints[field.name] == _TEXTS:
+            default = json.dumps(default)
         if default is not dataclasses.MISSING:
             kwargs["default"] = default
             if field.name in unflagged:
@@ -133,6 +149,16 @@ def _parser(options_type: type, program: str) -> jsonargparse.ArgumentParser:
             del kwargs["type"]
         parser.add_argument(*flags, **kwargs)
     return parser
+
+
+def _texts(value: Any) -> Any:
+    """One text, or several as a JSON list."""
+    if isinstance(value, str) and value.startswith("["):
+        with contextlib.suppress(ValueError):
+            found = json.loads(value)
+            if all(isinstance(text, str) for text in found):
+                return found
+    return value
 
 
 def _one_line(message: str, program: str) -> str:

@@ -261,8 +261,9 @@ class Generator:
                     f"prompt {row} has token id {token}; the model knows 0 to {config.vocabulary_size - 1}"
                 )
         wanted = options.max_new_tokens
+        default = max(DEFAULT_NEW_TOKENS, options.min_new_tokens)
         if options.sliding:
-            return wanted or DEFAULT_NEW_TOKENS
+            return wanted or default
         room = config.context_length - len(prompt) + 1  # the last token is never read
         if room < 1:
             raise InputError(
@@ -274,7 +275,12 @@ class Generator:
                 f"prompt {row} has {len(prompt)} tokens and leaves room for {room} in the model's context of "
                 f"{config.context_length}, not for max_new_tokens={wanted}: lower it, or set sliding"
             )
-        return wanted or min(DEFAULT_NEW_TOKENS, room)
+        if options.min_new_tokens > room:
+            raise InputError(
+                f"prompt {row} has {len(prompt)} tokens and leaves room for {room} in the model's context of "
+                f"{config.context_length}, not for min_new_tokens={options.min_new_tokens}: lower it, or set sliding"
+            )
+        return wanted or min(default, room)
 
     def _slide(self, sequences: Sequence[Continuation]) -> None:
         """Have the model see only the newer half of its context of a text that does not fit it any more."""

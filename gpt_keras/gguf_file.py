@@ -210,6 +210,9 @@ class GGUFModel:
         for key in _UNSUPPORTED:
             if self._file.metadata.get(f"{self._kind}.{key}", 0) != 0:
                 raise self._fail(f"the key {self._kind}.{key} is not supported")
+        window, context = f"{self._kind}.attention.sliding_window", self._get("context_length", int)
+        if self._file.metadata.get(window, 0) not in (0, None) and self._get("attention.sliding_window", int) < context:
+            raise self._fail(f"the key {window} is below the context's length, which is not supported")
         embedding = self._file.shapes.get("token_embd.weight")
         if embedding is None:
             raise self._fail("the tensor token_embd.weight is missing")
@@ -232,8 +235,9 @@ class GGUFModel:
         return raw
 
     def _rope_scaling(self, head_dim: int, theta: float) -> dict[str, Any] | None:
-        scaled = f"{self._kind}.rope.scaling.factor" in self._file.metadata
-        kind = self._get("rope.scaling.type", str, "linear" if scaled else "none")
+        old = self._get("rope.scale_linear", float, 1.0)  # what files of 2023 have
+        factor = self._get("rope.scaling.factor", float, old or 1.0)
+        kind = self._get("rope.scaling.type", str, "linear" if factor != 1.0 else "none")
         if self._kind == "llama" and ROPE_FREQUENCIES in self._file.shapes:
             if kind != "none":
                 raise self._fail(f"both {ROPE_FREQUENCIES} and llama.rope.scaling.type {kind!r} are not supported")
@@ -248,7 +252,7 @@ class GGUFModel:
             return found
         if kind == "none":
             return None
-        return {"rope_type": kind, "factor": self._get("rope.scaling.factor", float)}
+        return {"rope_type": kind, "factor": factor}
 
 
 def _hugging_face_name(kind: str, name: str) -> str:

@@ -9,8 +9,9 @@ import sys
 import pytest
 
 import gpt_keras
+from gpt_keras.command import parse
 from gpt_keras.folder import save_folder
-from gpt_keras.generate import read_prompts
+from gpt_keras.generate import GenerateOptions, read_prompts
 from gpt_keras.language_model import LanguageModel
 
 from .conftest import PATIENCE, TENSORFLOW, build
@@ -87,6 +88,37 @@ def test_tokenizer_and_corpus_commands(source, tmp_path):
     assert run("corpus", "inspect", tmp_path).returncode == 2
 
 
+def test_a_folder_of_something_else_is_not_replaced(folder, tmp_path):
+    """The run's folder, say, in place of a new one in it."""
+    (tmp_path / "run").mkdir()
+    folder.rename(tmp_path / "run" / "adapter")
+    done = run("export", tmp_path / "run" / "adapter", "--format", "folder", "--output", tmp_path / "run")
+    assert done.returncode == 2
+    assert b"a folder of something else" in done.stderr
+    assert (tmp_path / "run" / "adapter" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ("--prompt", "# sort a list", "--regex", "#[0-9a-f]{6}"),
+            {"prompt": "# sort a list", "regex": "#[0-9a-f]{6}"},
+        ),
+        (("--prompt", "null", "--stop", "[/INST]"), {"prompt": "null", "stop": "[/INST]"}),
+        (("--prompt=&a", "--stop", '["a", "[1]"]'), {"prompt": "&a", "stop": ["a", "[1]"]}),
+        (("--prompt", "2024"), {"prompt": "2024", "regex": None, "stop": []}),
+        (("--config", "RECIPE"), {"prompt": None, "regex": "#", "stop": ["[a", "b"]}),
+    ],
+)
+def test_texts_are_taken_as_they_stand(arguments, expected, tmp_path):
+    """No YAML, to which they would be comments, nulls, anchors, lists."""
+    (tmp_path / "r.yaml").write_text("prompt: null\nregex: '#'\nstop: ['[a', b]\n")
+    arguments = [str(tmp_path / "r.yaml") if part == "RECIPE" else part for part in arguments]
+    options = parse(GenerateOptions, "generate", ["model", *arguments])
+    assert {name: getattr(options, name) for name in expected} == expected
+
+
 def test_help_names_every_flag():
     shown = run("train", "--help").stdout.decode()
     for flag in ("--data", "--preset", "--minutes", "--run-dir", "--learning-rate"):
@@ -106,6 +138,11 @@ def test_generate_takes_a_file_of_prompts(folder, config, tokenizer, tmp_path):
     lm = LanguageModel(build(config), tokenizer)
     expected = lm.generate(prompts, max_new_tokens=8, num_sequences=2, temperature=1.0, seed=5)
     assert [[completion["text"] for completion in line["completions"]] for line in lines] == expected
+
+
+def test_a_byte_order_mark_is_no_prompt(tmp_path):
+    (tmp_path / "p.txt").write_text("one\ntwo\n", "utf-8-sig")
+    assert read_prompts(tmp_path / "p.txt") == ["one", "two"]
 
 
 def test_a_prompt_is_what_stands_in_a_line(tmp_path):

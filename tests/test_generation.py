@@ -262,6 +262,11 @@ def test_a_model_without_tokenizer_continues_token_ids(lm, next_token):
         alone.generate("text")
 
 
+def test_the_fewest_tokens_may_be_more_than_the_most_by_default(lm):
+    (text,) = lm.complete(["x"], min_new_tokens=130, sliding=True)[0]
+    assert len(text.token_ids) >= 130
+
+
 def test_an_end_token_that_the_model_does_not_have_never_comes(lm):
     size = lm.config.vocabulary_size
     generator = Generator(lm.model, lm.tokenizer, frozenset({lm.tokenizer.end_id, size + 1, -1}))
@@ -294,6 +299,7 @@ def test_score_is_the_log_probability(lm):
         ({"num_beams": 2, "num_sequences": 3}, "num_sequences=3 must be at most"),
         ({"num_beams": 2, "stop": ["x"]}, "neither stop strings"),
         ({"min_new_tokens": 9, "max_new_tokens": 3}, "min_new_tokens=9"),
+        ({"min_new_tokens": 900}, "not for min_new_tokens=900"),
         ({"regex": "a", "json_schema": "{}"}, "exclude each other"),
         ({"stop": [""]}, "no empty string"),
         ({"min_p": 2}, "min_p"),

@@ -215,6 +215,19 @@ def test_other_kinds_of_scaling_are_named(llama):
         load_gguf(llama)
 
 
+def test_the_old_key_of_linear_scaling_is_read(llama):
+    edit(llama, {"llama.rope.scale_linear": 4.0})
+    assert load_gguf(llama)[0].config.rope_scaling == RopeScaling("linear", 4.0)
+
+
+def test_a_sliding_window_below_the_context_is_refused(llama):
+    edit(llama, {"llama.attention.sliding_window": as_read("llama").context_length})
+    assert load_gguf(llama)[0].config == as_read("llama")
+    edit(llama, {"llama.attention.sliding_window": as_read("llama").context_length - 1})
+    with pytest.raises(InputError, match="sliding_window is below the context's length"):
+        load_gguf(llama)
+
+
 # --- Tokenizers -------------------------------------------------------------------------------------------------------
 
 

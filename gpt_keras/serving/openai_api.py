@@ -109,16 +109,14 @@ class OpenAIAPI:
             except InputError as error:
                 raise APIError(400, str(error), param="messages") from error
             alternatives = (asked.top_logprobs or 0) if asked.logprobs else None
-            wanted = asked.max_completion_tokens or asked.max_tokens
-            return self._jobs(asked, model, [prompt], generator, wanted, alternatives, json_schema=schema)
+            return self._jobs(asked, model, [prompt], generator, asked.most_tokens, alternatives)
 
         lm = model.language_model
         try:
             generator = lm.chat_generator
         except InputError as error:  # its template is damaged
             raise APIError(400, str(error), param="model") from error
-        schema = asked.response_format.schema_of_text if asked.response_format else None
-        jobs = await self._begun(request, begin, generator, schema)
+        jobs = await self._begun(request, begin, generator, asked.schema_of_text)
         style = _Chat(model, jobs, asked.logprobs or False, asked.tells_usage)
         return await self._answer(request, model, jobs, style, asked.stream or False)
 
@@ -139,11 +137,11 @@ class OpenAIAPI:
                     echoed.extend(text for text in texts for _ in range(asked.n or 1))
             except InputError as error:
                 raise APIError(400, str(error), param="prompt") from error
-            wanted = asked.max_tokens or DEFAULT_COMPLETION_TOKENS
+            wanted = asked.most_tokens or DEFAULT_COMPLETION_TOKENS
             return self._jobs(asked, model, prompts, generator, wanted, asked.logprobs)
 
         echoed: list[str] = []
-        jobs = await self._begun(request, begin, model.language_model.generator)
+        jobs = await self._begun(request, begin, model.language_model.generator, asked.schema_of_text)
         style = _Completion(model, jobs, asked.logprobs is not None, asked.tells_usage, echoed)
         return await self._answer(request, model, jobs, style, asked.stream or False)
 
@@ -186,7 +184,6 @@ class OpenAIAPI:
         generator: Generator,
         wanted: int | None,
         alternatives: int | None,
-        **form: Any,
     ) -> list[Job]:
         """One for every text that is asked for, the same prompt's side by side."""
         number = asked.n or 1
@@ -201,6 +198,7 @@ class OpenAIAPI:
         given["temperature"] = 1.0 if asked.temperature is None else asked.temperature
         given["seed"] = secrets.randbits(63) if asked.seed is None else asked.seed % 2**64
         given["stop"] = asked.stops
+        given["json_schema"] = asked.schema_of_text
         context = generator.config.context_length
         jobs: list[Job] = []
         before: Counter[tuple[int, ...]] = Counter()
@@ -211,7 +209,7 @@ class OpenAIAPI:
                 raise APIError(400, message, "context_length_exceeded", "prompt")
             most = min(room, self._most, wanted or room)
             try:
-                options = SamplingOptions(max_new_tokens=most, **given, **form)
+                options = SamplingOptions(max_new_tokens=most, **given)
                 first = before[tuple(prompt)]
                 before[tuple(prompt)] += number
                 sequences = [generator.begin(prompt, options, first + i) for i in range(number)]

@@ -32,11 +32,41 @@ _PROMPT = {
 }
 
 
+class JsonSchema(BaseModel):
+    """What a text in JSON keeps to."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    name: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class ResponseFormat(BaseModel):
+    """The form of the text."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> ResponseFormat:
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("a response format of type json_schema needs json_schema")
+        return self
+
+    @property
+    def schema_of_text(self) -> dict[str, Any] | None:
+        """The JSON schema that the text keeps to; `None` for free text."""
+        if self.type == "text":
+            return None
+        return {"type": "object"} if self.json_schema is None else self.json_schema.schema_
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
 
     model: str
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
     top_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
@@ -49,6 +79,7 @@ class _Request(BaseModel):
     n: Annotated[int, Field(ge=1, le=MOST_TEXTS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -63,6 +94,16 @@ class _Request(BaseModel):
         """Stop strings; empty ones end nothing."""
         given = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return tuple(stop for stop in given if stop)
+
+    @property
+    def most_tokens(self) -> int | None:
+        """How long an answer may be, if the request says so."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def schema_of_text(self) -> dict[str, Any] | None:
+        """The JSON schema that the text keeps to; `None` for free text."""
+        return self.response_format.schema_of_text if self.response_format else None
 
     @property
     def tells_usage(self) -> bool:
@@ -97,43 +138,12 @@ class ChatMessage(BaseModel):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-class JsonSchema(BaseModel):
-    """What a text in JSON keeps to."""
-
-    model_config = ConfigDict(populate_by_name=True)
-
-    name: str | None = None
-    schema_: Annotated[dict[str, Any], Field(alias="schema")]
-
-
-class ResponseFormat(BaseModel):
-    """The form of the text."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-    @model_validator(mode="after")
-    def _complete(self) -> ResponseFormat:
-        if self.type == "json_schema" and self.json_schema is None:
-            raise ValueError("a response format of type json_schema needs json_schema")
-        return self
-
-    @property
-    def schema_of_text(self) -> dict[str, Any] | None:
-        """The JSON schema that the text keeps to; `None` for free text."""
-        if self.type == "text":
-            return None
-        return {"type": "object"} if self.json_schema is None else self.json_schema.schema_
-
-
 class ChatRequest(_Request):
     """The body of /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096, fail_fast=True)]
-    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: ResponseFormat | None = None
 
 
 def _prompts(given: Any) -> list[str | list[int]]:
