@@ -113,7 +113,8 @@ def _inspect(options: CorpusOptions) -> None:
         sizes = (options.context_length, options.batch_size)
         begin, end = corpus.tokenizer.begin_id, corpus.tokenizer.end_id
         batches = Batches.of(Mixture([(corpus, None)]), *sizes, seed=options.seed, begin_id=begin, end_id=end)
-        corpus_view.show_batch(options.batch, batches.batch(options.batch), corpus.tokenizer, console)
+        batch, when = batches.batch(options.batch), " (with train --mask-documents)"
+        corpus_view.show_batch(options.batch, batch, corpus.tokenizer, console, when)
 
 
 def _inspect_conversations(options: CorpusOptions) -> None:

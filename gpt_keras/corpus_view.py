@@ -83,14 +83,21 @@ def show_examples(name: str, examples: Examples, batches: PackedBatches, console
 
 
 def show_batch(
-    number: int, batch: tuple[dict[str, np.ndarray], np.ndarray, np.ndarray], tokenizer: Tokenizer, console: Console
+    number: int,
+    batch: tuple[dict[str, np.ndarray], np.ndarray, np.ndarray],
+    tokenizer: Tokenizer,
+    console: Console,
+    when: str = "",
 ) -> None:
-    """A batch as text: a ▌ before each document, which has a color of its own; ‹› around what is read, not learned."""
+    """A batch as text: a ▌ before each document, which has a color of its own; ‹› around what is read, not learned.
+
+    `when` says what this is so with.
+    """
     inputs, targets, weights = batch
     rows, length = targets.shape
     console.print(
         f"batch {number:,}: {rows} rows of {length:,} tokens; ▌ begins a document, which sees no other; "
-        "‹› is read, the rest is learned",
+        f"‹› is read, the rest is learned{when}",
         style="bold",
         highlight=False,
         soft_wrap=True,

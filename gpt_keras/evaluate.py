@@ -92,6 +92,8 @@ class EvaluateOptions:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
         if self.task == PERPLEXITY and not self.data:
             raise InputError("--task perplexity needs --data: files of text, python-stdlib, tfds:NAME or hf:NAME")
+        if self.train and not self.data:
+            raise InputError("--train needs --data: the records that the baselines are measured with")
         if self.output is not None and self.task == PERPLEXITY:
             raise InputError("--output is for the answers to a task's records; perplexity has none")
 
@@ -187,7 +189,8 @@ def _metrics(task: Task, records: Sequence[Record], outputs: Outputs) -> list[Me
 
 
 def _measure_texts(options: EvaluateOptions, console: Console) -> dict[str, list[Metric]]:
-    texts = [document.text for source in options.data for document in open_source(source)()]
+    text_key = parse_columns(options.map, ["text"]).get("text", "text")
+    texts = [document.text for source in options.data for document in open_source(source, text_key)()]
     texts = _limited(texts, options.limit)
     start_backend(choose_backend(options.backend))
     from gpt_keras.evaluation.answers import text_likelihoods

@@ -237,7 +237,7 @@ def _base_of(adapter: Path) -> str:
         return base
     if (adapter / base).exists():
         return str(adapter / base)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", base):  # as PEFT writes a model on the hub
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", base):  # as PEFT writes a model on the hub
         return HUB + base
     raise InputError(f"{adapter}: the model that this adapter is for, {base}, is not there")
 

@@ -26,7 +26,15 @@ from gpt_keras import command
 from gpt_keras.backend import choose_backend, demand_determinism, start_backend
 from gpt_keras.training.options import TrainOptions
 from gpt_keras.training.processes import LostProcessError, end, join, leave, meet, processes, telling_of_lost_ones
-from gpt_keras.training.run_folder import check_data, check_options, finished_summary, prepare_run, put_aside, say
+from gpt_keras.training.run_folder import (
+    check_data,
+    check_options,
+    finished_summary,
+    known_vocabulary_size,
+    prepare_run,
+    put_aside,
+    say,
+)
 
 PROGRAM = "python -m gpt_keras.train"
 
@@ -93,7 +101,8 @@ def show_estimate(options: TrainOptions, console: Console) -> None:
 
     policy, why = choose_precision(options.precision)
     speed = measured_flops_per_second("bfloat16" if policy == "mixed_bfloat16" else "float32")
-    config, found = options.model_config(), estimate(options, policy, speed)
+    size = known_vocabulary_size(options)
+    config, found = options.model_config(size), estimate(options, policy, speed, size)
     total = found.state_bytes + found.activation_bytes
     tokens = options.batch_size * config.context_length
     rows = [

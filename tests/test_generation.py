@@ -265,6 +265,8 @@ def test_a_model_without_tokenizer_continues_token_ids(lm, next_token):
 def test_the_fewest_tokens_may_be_more_than_the_most_by_default(lm):
     (text,) = lm.complete(["x"], min_new_tokens=130, sliding=True)[0]
     assert len(text.token_ids) >= 130
+    with pytest.raises(InputError, match=r"room for 9., .*not for min_new_tokens=130"):
+        lm.generate(["x"], min_new_tokens=130)
 
 
 def test_an_end_token_that_the_model_does_not_have_never_comes(lm):
@@ -299,7 +301,6 @@ def test_score_is_the_log_probability(lm):
         ({"num_beams": 2, "num_sequences": 3}, "num_sequences=3 must be at most"),
         ({"num_beams": 2, "stop": ["x"]}, "neither stop strings"),
         ({"min_new_tokens": 9, "max_new_tokens": 3}, "min_new_tokens=9"),
-        ({"min_new_tokens": 900}, "not for min_new_tokens=900"),
         ({"regex": "a", "json_schema": "{}"}, "exclude each other"),
         ({"stop": [""]}, "no empty string"),
         ({"min_p": 2}, "min_p"),

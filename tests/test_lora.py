@@ -126,6 +126,15 @@ def test_a_folder_gives_back_the_adapter(kind, tmp_path):
         np.testing.assert_allclose(again.addition(path), adapter.addition(path), rtol=1e-5, atol=1e-6)
 
 
+def test_an_adapter_of_a_model_on_the_hub_may_name_its_revision(tmp_path, monkeypatch):
+    asked: list[str] = []
+    save_folder(build(CONFIGS["llama"]), None, tmp_path / "base")
+    monkeypatch.setattr("gpt_keras.language_model.hub_folder", lambda name: asked.append(name) or tmp_path / "base")
+    Adapter.of(learned(CONFIGS["llama"]), "org/base@v1.0").save(tmp_path / "adapter", CONFIGS["llama"])
+    gpt_keras.load(tmp_path / "adapter")
+    assert asked == ["org/base@v1.0"]
+
+
 def test_adapters_take_turns_beside_one_model_without_a_trace():
     model = build(CONFIGS["llama"])
     switch, plain = AdapterSwitch(model), logits(model)

@@ -18,6 +18,7 @@ import zstandard
 
 from gpt_keras.data.errors import InputError
 
+_EVALUATE = "evaluate: --map text=FIELD"
 PIECE_BYTES = 64 * 1024
 """Text files above this size become several documents, cut at blank lines."""
 
@@ -316,7 +317,8 @@ def field_of(record: Any, name: str, text_key: str | None) -> Any:
 
 
 def _no_field(name: str, text_key: str, fields: Iterable[Any]) -> str:
-    return f"{name}: no field {text_key!r}; choose one with --text-key: {', '.join(map(str, fields))}"
+    there = ", ".join(map(str, fields))
+    return f"{name}: no field {text_key!r}; there are {there}: choose one with --text-key ({_EVALUATE})"
 
 
 def _from_text(text: Any, name: str, text_key: str, repair: bool) -> Iterator[Document]:
@@ -324,17 +326,23 @@ def _from_text(text: Any, name: str, text_key: str, repair: bool) -> Iterator[Do
     if isinstance(text, bytes):
         text = _decode(text, name, 0)
     if not isinstance(text, str):
-        raise InputError(f"{name}: the field {text_key!r} is {type(text).__name__}, not text; see --text-key")
+        raise InputError(
+            f"{name}: the field {text_key!r} is {type(text).__name__}, not text; choose one with --text-key "
+            f"({_EVALUATE})"
+        )
     if repair:
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     elif "\0" in text:
-        raise InputError(f"{name}: a NUL character in the field {text_key!r}; drop it, or have it removed: --normalize")
+        raise InputError(
+            f"{name}: a NUL character in the field {text_key!r}; drop it, or have it removed by "
+            "corpus prepare --normalize"
+        )
     try:
         raw = text.encode()
     except UnicodeEncodeError as error:
         raise InputError(
             f"{name}: half a character (a lone surrogate) at {error.start} of the field {text_key!r}; "
-            "mend or drop it, or have it replaced: --normalize"
+            "mend or drop it, or have it replaced by corpus prepare --normalize"
         ) from error
     if len(raw) <= PIECE_BYTES:
         if text.strip():

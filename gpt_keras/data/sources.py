@@ -153,6 +153,11 @@ def _find_files(source: str) -> tuple[list[Path], Path]:
         if not files:
             raise InputError(f"{source}: no file matches this pattern (from {Path.cwd()})")
         return files, Path(os.path.commonpath([file.parent for file in files]))
+    if "://" in source:
+        raise InputError(
+            f"{source}: is not on a local disk; copy it first (gcloud storage cp -r {source} ., or aws s3 cp "
+            "--recursive), mount the bucket, or have text prepared from there by corpus prepare --runner"
+        )
     raise InputError(
         f"{source}: no such file or folder; a source is a path, a glob, python-stdlib, tfds:NAME or hf:NAME"
     )

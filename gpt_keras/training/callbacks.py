@@ -179,15 +179,15 @@ class Checkpoint(keras.callbacks.Callback):
         self._saved_step = -1
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if not self.pace.sound:
-            return
         score = self.pace.score
         # The last one is saved here, since `fit` ends by putting the averages of the weights in their place.
         if self._due() or (score is not None and score < self._best) or self.pace.over:
             self.save()
 
     def save(self) -> None:
-        """Begin to write a checkpoint of the step just done, unless that was begun already."""
+        """Begin to write a checkpoint of the step just done, unless that was begun already or the loss is not sound."""
+        if not self.pace.sound:
+            return
         if self.pace.step != self._saved_step:
             precision = self.model.layers[-1].dtype_policy.name
             progress = checkpoint.Progress(self.pace.step, self.pace.seconds, self.pace.score, precision)

@@ -33,15 +33,18 @@ class Estimate:
     activation_bytes: int
 
 
-def estimate(options: TrainOptions, policy: str, flops_per_second: float) -> Estimate:
+def estimate(
+    options: TrainOptions, policy: str, flops_per_second: float, vocabulary_size: int | None = None
+) -> Estimate:
     """Estimate a run.
 
     Args:
         options: Of the run.
         policy: Its dtype policy.
         flops_per_second: What matrix products reach here in that dtype (`measured_flops_per_second`).
+        vocabulary_size: Of the tokenizer, where there is one already.
     """
-    config = options.model_config()
+    config = options.model_config(vocabulary_size)
     parameters = sum(math.prod(shape) for _, shape in config.weight_shapes())
     tokens_per_step = options.batch_size * config.context_length
     per_token = training_flops_per_token(config)

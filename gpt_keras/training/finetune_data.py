@@ -79,12 +79,16 @@ def read_data(
             training = tokenized(records)
         validation = tokenized(held_out)
     say(console, f"data        {_count(training, task)} to learn from, {_count(validation, task)} to measure with")
-    if training.dropped["too_long"]:
-        say(
-            console,
-            f"warning: {training.dropped['too_long']:,} records are longer than {context_length:,} tokens and left "
-            "out: give a longer --context-length, or --truncation cut_start or cut_end",
-        )
+    for examples, words in ((training, ""), (validation, "held-out ")):
+        if count := examples.dropped["too_long"]:
+            say(
+                console,
+                f"warning: {count:,} {words}records are longer than {context_length:,} tokens and left out: give a "
+                "longer --context-length, or --truncation cut_start or cut_end",
+            )
+        if count := examples.dropped["nothing_to_learn"]:
+            hint = ": give a longer --context-length, or --truncation cut_start" if examples.cut else ""
+            say(console, f"warning: {count:,} {words}records have no answer that is left, and are left out{hint}")
     return FinetuneData(training, validation, held_out)
 
 

@@ -28,7 +28,7 @@ class FinetuneOptions(LoopOptions):
         map: Fields that have other names in the data, as FIELD=COLUMN.
         lora: Train an adapter of this rank (low-rank matrices beside each kernel) instead of the model itself.
         lora_alpha: The adapter is scaled by this over its rank; twice the rank by default.
-        int8: With lora, hold the model's own kernels in 8 bits, for a quarter of their memory.
+        int8: With lora, hold the model's own kernels in 8 bits, for a quarter of their memory in float32.
         template: A file with another chat template (Jinja) than the model's own.
         context_length: Tokens of a row, into which short examples are packed; at most the model's. For preference a row
             holds twice as many, for pairs.

@@ -25,6 +25,7 @@ from gpt_keras.chat_vocabulary import ready_to_chat
 from gpt_keras.data.conversations import read_template
 from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import whole_file
+from gpt_keras.data.finetuning import Examples
 from gpt_keras.evaluation.answers import Answerer
 from gpt_keras.language_model import HUB, LanguageModel, load
 from gpt_keras.lora import Adapter, add_lora, hold_frozen
@@ -71,13 +72,19 @@ class FinetuneRun:
         keras.utils.set_random_seed(options.seed)
         lm = self._open()
         data = read_data(options, self.mapped, lm.text_tokenizer, self._context(lm), self.console)
-        fingerprints = {"examples_sha256": _digest(data), "base_crc32": _checksum(lm.model)}
+        fingerprints = {
+            "examples_sha256": _digest(data.training),
+            "held_out_sha256": _digest(data.validation),
+            "base_crc32": _checksum(lm.model),
+        }
         recorded = read_recorded(options.run_dir)
-        names = {"examples_sha256": "other records", "base_crc32": "another model behind the same name"}
-        refuse_differences(
-            options.run_dir,
-            [words for name, words in names.items() if recorded and recorded.get(name) != fingerprints[name]],
-        )
+        words = ("other records", "other held-out records", "another model behind the same name")
+        differences = [
+            what
+            for what, (name, found) in zip(words, fingerprints.items(), strict=True)
+            if recorded and recorded.get(name, found) != found
+        ]
+        refuse_differences(options.run_dir, differences)
         if options.lora is not None:
             add_lora(lm.model, options.lora, options.lora_alpha)
             hold_frozen(lm.model, "int8" if options.int8 else lm.model.compute_dtype)
@@ -274,9 +281,9 @@ def _spread(records: list[Record], count: int) -> list[Record]:
     return records if count >= len(records) else [records[i * len(records) // count] for i in range(count)]
 
 
-def _digest(data: FinetuneData) -> str:
+def _digest(examples: Examples) -> str:
     found = hashlib.sha256()
-    for array in (data.training.tokens, data.training.trained, data.training.ends):
+    for array in (examples.tokens, examples.trained, examples.ends):
         found.update(array.tobytes())
     return found.hexdigest()
 

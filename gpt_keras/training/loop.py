@@ -77,7 +77,8 @@ class Loop:
 
         Raises:
             InputError: Training diverged; the message says what to do.
-            KeyboardInterrupt: It was interrupted; if between two steps, there is a checkpoint of the last one.
+            KeyboardInterrupt: It was interrupted; if between two steps, there is a checkpoint of the last one,
+                unless the loss was far above where it had been.
         """
         if self.pace.over:
             return
@@ -98,7 +99,8 @@ class Loop:
                 self._checkpoints.save()
                 self._writer.wait()
                 leave()
-                say(self._console, f"stopped after step {self.pace.step}; the same command goes on from there")
+                where = "there" if self.pace.sound else "the last checkpoint, since the loss is far above where it was"
+                say(self._console, f"stopped after step {self.pace.step}; the same command goes on from {where}")
             raise
         except DivergedError as error:
             self._writer.wait()

@@ -126,6 +126,8 @@ def check_data(options: TrainOptions) -> None:
     if not prepared:
         for name in given:
             open_source(name, options.text_key)
+        if options.tokenizer is not None and options.vocabulary_size is not None:
+            raise InputError("--vocabulary-size is that of --tokenizer, where one is given: leave it out")
         return
     if len(prepared) < len(given):
         raise InputError(
@@ -135,6 +137,18 @@ def check_data(options: TrainOptions) -> None:
     for name, default in (("tokenizer", None), ("vocabulary_size", None), ("validation", "auto")):
         if getattr(options, name) != default:
             raise InputError(f"{prepared[0]} is a prepared corpus, which fixes {flag(name)}: leave it out")
+
+
+def known_vocabulary_size(options: TrainOptions) -> int | None:
+    """Of the tokenizer that the options name, themselves or with a corpus; `None` where one is to be trained.
+
+    Raises:
+        InputError: It cannot be opened.
+    """
+    if options.tokenizer is not None:
+        return Tokenizer.load(options.tokenizer).vocabulary_size
+    folder = parse_weight(options.data[0])[0]
+    return Corpus(folder).tokenizer.vocabulary_size if _is_corpus(folder) else None
 
 
 def check_options(options: TrainOptions) -> Begun | None:

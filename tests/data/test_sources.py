@@ -105,6 +105,11 @@ def test_missing_sources_are_named(tmp_path, monkeypatch, source):
         open_source(source)
 
 
+def test_a_bucket_is_to_be_copied_first():
+    with pytest.raises(InputError, match=r"gs://bucket/corpus: is not on a local disk; copy it first"):
+        open_source("gs://bucket/corpus")
+
+
 def test_tensorflow_datasets_on_local_files(tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 

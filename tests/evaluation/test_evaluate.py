@@ -216,6 +216,14 @@ def test_perplexity_of_any_text(folder, lm, tmp_path, capsys):
     assert said["perplexity"] == pytest.approx(math.exp(-lm.score(text) / len(lm.tokenizer.encode(text))), rel=1e-4)
 
 
+def test_perplexity_of_a_field_of_another_name(folder, tmp_path, capsys):
+    records = write(tmp_path / "a.jsonl", [{"body": program(5)}])
+    main(EvaluateOptions(str(folder), "perplexity", [records], ["text=body"], json=True))
+    assert json.loads(capsys.readouterr().out.strip().splitlines()[-1])["metrics"]["perplexity"] > 1
+    with pytest.raises(InputError, match=r"there are body: choose one with --text-key \(evaluate: --map text=FIELD\)"):
+        main(EvaluateOptions(str(folder), "perplexity", [records]))
+
+
 def test_samples_and_their_seed(lm):
     from gpt_keras.sampling_options import SamplingOptions
 
@@ -273,6 +281,8 @@ def test_what_is_wrong_is_one_line(folder, tmp_path, arguments, message, capsys,
 def test_perplexity_is_of_some_text():
     with pytest.raises(InputError, match="--task perplexity needs --data"):
         EvaluateOptions("model", "perplexity")
+    with pytest.raises(InputError, match="--train needs --data"):
+        EvaluateOptions("model", "sentiment", train=["labelled.csv"])
 
 
 def test_a_model_without_template_is_asked_in_plain_text(lm):

@@ -13,9 +13,11 @@ from gpt_keras.model import GPT
 from gpt_keras.training import precision
 from gpt_keras.training.callbacks import Checkpoint, Pace
 from gpt_keras.training.checkpoint import CheckpointWriter, Progress
+from gpt_keras.training.estimate import estimate
 from gpt_keras.training.optimizer import make_optimizer
 from gpt_keras.training.options import TrainOptions
 from gpt_keras.training.precision import choose_precision
+from gpt_keras.training.run_folder import known_vocabulary_size
 from gpt_keras.training.scaling import scaled
 
 from ..conftest import TENSORFLOW
@@ -65,6 +67,15 @@ def test_a_dry_run_only_tells(arguments, tmp_path):
     assert metrics["tokens"] == options.steps * options.batch_size * model.config.context_length
     assert 0 < metrics["memory_bytes"] < 1e12 and metrics["seconds"] > 0
     assert not list(tmp_path.iterdir())
+
+
+def test_an_estimate_is_of_the_vocabulary_that_there_is(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "t.model")
+    options = TrainOptions(preset="nano", steps=5, tokenizer=tmp_path / "t.model")
+    assert known_vocabulary_size(options) == tokenizer.vocabulary_size
+    assert known_vocabulary_size(TrainOptions(preset="nano", steps=5)) is None
+    found = estimate(options, "float32", 1e9, tokenizer.vocabulary_size)
+    assert found.parameters == GPT(options.model_config(tokenizer.vocabulary_size)).count_params()
 
 
 @pytest.mark.slow

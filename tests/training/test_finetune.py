@@ -1,5 +1,6 @@
 """`finetune`: from records to a model or an adapter that loads, with what it needs to chat."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from rich.console import Console
 
 import gpt_keras
 from gpt_keras import finetune, kernels
@@ -24,6 +26,7 @@ from gpt_keras.lora import add_lora, hold_frozen, projections_of
 from gpt_keras.model import GPT
 from gpt_keras.tasks import find_task
 from gpt_keras.training.checkpoint import newest_step
+from gpt_keras.training.finetune_data import check_data, read_data
 from gpt_keras.training.finetune_options import FinetuneOptions
 from gpt_keras.training.loss import NextTokenLoss, weighted_tokens
 from gpt_keras.training.record import read_metrics
@@ -173,6 +176,37 @@ def test_a_finished_run_is_told_again_and_another_one_refused(base, tmp_path, ca
     assert "nothing was done" in capsys.readouterr().out
     assert run(*arguments, "--lora", 2) == 2
     assert "--lora None, not 2" in capsys.readouterr().err
+
+
+def test_the_records_it_is_measured_by_stay_the_same(base, tmp_path, capsys):
+    def answer(name: str, words: str):
+        turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": words}]
+        (tmp_path / name).write_text(json.dumps({"messages": turns}) + "\n")
+        return tmp_path / name
+
+    data, valid = answer("a.jsonl", "Good morning"), answer("b.jsonl", "Good evening")
+    arguments = (base, "--task", "chat", *SHORT, "--data", data, "--valid", valid, "--run-dir", tmp_path / "run")
+    assert run(*arguments, "--steps", 1) == 0
+    answer("b.jsonl", "Good night")
+    assert run(*arguments, "--steps", 2) == 2
+    assert "other held-out records" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("truncation", "words"),
+    [("drop", "1 held-out records are longer than 64"), ("cut_end", "1 held-out records have no answer that is left")],
+)
+def test_held_out_records_that_are_left_out_are_told_of(truncation, words, base, tmp_path):
+    short, long = ({"document": "A cat sat. " * n, "summary": "A cat."} for n in (1, 80))
+    for name, records in (("a.jsonl", [short]), ("b.jsonl", [short, long])):
+        (tmp_path / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+    console = Console(file=io.StringIO(), width=300)
+    data, valid = [str(tmp_path / "a.jsonl")], [str(tmp_path / "b.jsonl")]
+    options = FinetuneOptions(model=str(base), task="summarization", data=data, valid=valid, truncation=truncation)
+    tokenizer = gpt_keras.load(base).text_tokenizer.with_template(PLAIN_TEMPLATE)
+    found = read_data(options, check_data(options, find_task("summarization")), tokenizer, 64, console)
+    assert len(found.validation) == 1
+    assert words in console.file.getvalue()
 
 
 def test_programs_that_cannot_be_contained_are_refused_at_the_start(base, tmp_path, capsys, monkeypatch):

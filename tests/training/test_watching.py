@@ -8,13 +8,14 @@ import sys
 import types
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from rich.console import Console
 
 from gpt_keras.config import PRESETS, GPTConfig
 from gpt_keras.data.errors import InputError
-from gpt_keras.training.callbacks import DivergedError, Guard, Pace
+from gpt_keras.training.callbacks import Checkpoint, DivergedError, Guard, Pace
 from gpt_keras.training.checkpoint import Progress
 from gpt_keras.training.flops import measured_flops_per_second, training_flops_per_token
 from gpt_keras.training.options import TrainOptions
@@ -64,6 +65,23 @@ def test_guard_stops_on_what_is_not_a_number_and_on_a_spike_that_stays():
     patient = Guard(1.0, 0)
     for step in range(500):
         patient.check(step, 1.0 if step < 10 else 9.0, 1.0)
+
+
+def test_nothing_is_saved_while_the_loss_is_far_above_where_it_was(tmp_path):
+    """Not even by Ctrl-C: the weights of then would be the newest ones."""
+    pace = types.SimpleNamespace(sound=False, step=3, seconds=1.0, score=(2.0,), over=True)
+    saved: list[int] = []
+    writer = types.SimpleNamespace(save=lambda model, progress: saved.append(progress.step))
+    checkpoint = Checkpoint(pace, writer, tmp_path, 1.0, 1)
+    checkpoint.set_model(
+        types.SimpleNamespace(layers=[types.SimpleNamespace(dtype_policy=keras.DTypePolicy("float32"))])
+    )
+    checkpoint.on_train_batch_end(0)
+    checkpoint.save()
+    assert saved == []
+    pace.sound, pace.step = True, 4
+    checkpoint.save()
+    assert saved == [4]
 
 
 @pytest.fixture(scope="module")
