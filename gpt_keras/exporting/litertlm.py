@@ -76,7 +76,7 @@ def _metadata(tokenizer: Tokenizer, context_length: int) -> Any:
     from litert_lm_builder.runtime.proto import llm_metadata_pb2, sampler_params_pb2
 
     found = llm_metadata_pb2.LlmMetadata()
-    if tokenizer.begin_id is not None and tokenizer.encode_prompt("")[:1] == [tokenizer.begin_id]:
+    if tokenizer.adds_begin and tokenizer.begin_id is not None:
         found.start_token.token_ids.ids.append(tokenizer.begin_id)
     for token in sorted(tokenizer.end_ids | turn_ends(tokenizer)):
         found.stop_tokens.add().token_ids.ids.append(token)
@@ -91,13 +91,15 @@ def _metadata(tokenizer: Tokenizer, context_length: int) -> Any:
 
 
 def _begin(tokenizer: Tokenizer) -> str:
-    """The text of the begin token; empty without one."""
+    """The text of the begin token that goes before every text; empty without one."""
+    if not tokenizer.adds_begin:
+        return ""
     return next((piece for piece, token in tokenizer.special.items() if token == tokenizer.begin_id), "")
 
 
 def engine_template(template: str, begin: str) -> str:
     """A chat template for the engine, which gives the contents of turns as lists of parts, calls the assistant the
-    model, and puts the begin token, `begin`, before whatever the template writes."""
+    model, and puts the begin token, `begin`, if there is one, before whatever the template writes."""
     template = template.removesuffix("\n")  # which is no part of it, as Jinja has it
     if not begin:
         return _TURNS + template

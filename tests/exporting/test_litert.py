@@ -172,6 +172,30 @@ def test_googles_engine_writes_what_ours_does(weights, tokenizer, tmp_path):
     assert len(set(ours)) > 3 and same >= len(ours) - (weights != "float32")  # which processors round in their own ways
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("style", ["gpt2", "qwen3"])
+def test_googles_engine_knows_byte_level_tokenizers(style, tmp_path):
+    """And other shapes than llama's."""
+    from ..test_gguf import byte_level_tokenizer
+
+    tokenizer = byte_level_tokenizer()
+    model = build(GPTConfig(**{**SHAPE, **STYLES[style], "tie_embeddings": False, "initializer_range": 0.3}))
+    table = np.array(model.output_head.table)
+    for token in range(512):
+        if token >= tokenizer.vocabulary_size or not tokenizer.token_bytes(token).decode("latin-1").isprintable():
+            table[token] = 0
+    model.output_head.table.assign(table)
+    save_folder(model, tokenizer, tmp_path / "model")
+    bundle = tmp_path / "small.litertlm"
+    done = run("export", tmp_path / "model", "--format", "litertlm", "--output", bundle)
+    assert done.returncode == 0, done.stderr
+    prompts = ["def main(", "import os\n", "x", "for name in names:\n    ", "é"]
+    command = [sys.executable, "-c", ENGINE, bundle, json.dumps(prompts)]
+    found = subprocess.run(command, capture_output=True, check=True, cwd=tmp_path)
+    ours = gpt_keras.load(tmp_path / "model", dtype="float32").generate(prompts, max_new_tokens=12)
+    assert len(set(ours)) > 3 and json.loads(found.stdout.decode().splitlines()[-1]) == ours
+
+
 CHAT = """
 import json, sys
 import litert_lm
