@@ -49,7 +49,7 @@ ON_GPU = {
     "training_gpu": "training --case gpt2-1024 --batch-size 8 32 --turns 2 "
     "--systems 'gpt_keras jax,torch compile bfloat16'",
 }
-"""The same, of those that --all adds on a machine with a GPU; all but JAX, PyTorch and Keras may be missing there."""
+"""The same, of those that --all adds on a machine with a GPU; TensorFlow may be missing there."""
 KNOWN = {**SUITE, **MORE, **ON_GPU}
 FAST = {
     "training": "--systems 'gpt_keras,keras_hub .* mixed,keras layers mixed,torch eager bfloat16,torch compile'",

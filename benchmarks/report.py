@@ -106,9 +106,8 @@ def gpus() -> list[str]:
 
 
 def computes_bfloat16() -> bool:
-    """Whether products in bfloat16 are of use here: on a GPU, and on a processor with more than AVX2, on which they are
-    not done one number after another."""
-    return bool(gpus()) or instructions() != ["AVX2"]
+    """Whether products in bfloat16 are of use here: on a GPU, and on a processor with instructions for them."""
+    return bool(gpus()) or bool({"bfloat16", "AMX"} & set(instructions()))
 
 
 def chosen(systems: Iterable[str], patterns: Iterable[str]) -> list[str]:

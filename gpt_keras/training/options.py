@@ -34,7 +34,7 @@ class LoopOptions:
         ema: Momentum of a moving average of the weights, 0.999 say, which is what is evaluated and saved; 0 for none.
         z_loss: Factor of the squared log of the softmax's normalizer in the loss, 1e-4 say; 0 for none.
         label_smoothing: Share of each target's probability that is spread over the vocabulary.
-        seed: Of initial weights, data order and dropout.
+        seed: Of initial weights, data order and dropout, and of which records `finetune` holds out.
         precision: float32, mixed_bfloat16, or auto for the fastest here.
         deterministic: The same bits from the same steps on a GPU, too, which makes it slower; a CPU gives them anyway.
         backend: tensorflow or jax; the environment's KERAS_BACKEND, else tensorflow.
