@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import os
 import sys
 
 COMMANDS = {
@@ -43,7 +42,7 @@ def main() -> int:
         print(f"error: there is no command {name}; {hint}", file=sys.stderr)
         return 2
     del sys.argv[1]
-    sys.path.append(os.getcwd())  # as python -m has it, for functions that options name
+    sys.path.append("")  # the current folder, for functions that options name
     return int(importlib.import_module(f"gpt_keras.{name}").cli())
 
 

@@ -50,6 +50,7 @@ class ChatOptions:
     """
 
     POSITIONAL: ClassVar = ("model",)
+    TEXTS: ClassVar = ("system",)
     model: str
     system: str | None = None
     max_new_tokens: int = 512

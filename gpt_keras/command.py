@@ -67,6 +67,11 @@ def positional(options_type: type) -> Sequence[str]:
     return getattr(options_type, "POSITIONAL", ())
 
 
+def verbatim(options_type: type) -> Sequence[str]:
+    """Fields that are any text, taken as it stands: what the dataclass names in `TEXTS`."""
+    return getattr(options_type, "TEXTS", ())
+
+
 def parse(options_type: type, program: str, argv: Sequence[str]) -> Any:
     """The options of a command line; a first argument ending in .yaml is read as a recipe of them.
 
@@ -113,6 +118,8 @@ def _recipe(path: str, options_type: type) -> str:
         if hints.get(name) == list[str] and isinstance(value, str):
             recipe[name] = [value]
         elif hints.get(name) == _TEXTS and isinstance(value, list):
+            if not all(isinstance(text, str) for text in value):
+                raise InputError(f"{path}: {name} must be a text or a list of texts; put quotes around each")
             recipe[name] = json.dumps(value)
     return yaml.safe_dump(recipe)
 
@@ -125,13 +132,13 @@ def _parser(options_type: type, program: str) -> jsonargparse.ArgumentParser:
     )
     parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
     hints = typing.get_type_hints(options_type)
-    own, unflagged = options_type.__annotations__, positional(options_type)
+    own, unflagged, texts = options_type.__annotations__, positional(options_type), verbatim(options_type)
     for field in sorted(dataclasses.fields(options_type), key=lambda field: field.name not in own):  # those first
         flags = [field.name] if field.name in unflagged else [f"--{field.name.replace('_', '-')}"]
         kwargs: dict[str, Any] = {"type": hints[field.name], "help": help_texts[field.name].replace("%", "%%")}
         if hints[field.name] == list[str]:  # several values behind one flag
             kwargs |= {"type": str, "nargs": "+"}
-        elif hints[field.name] in (str | None, _TEXTS):  # as it stands: no YAML, to which `#1` and `null` are nothing
+        elif field.name in texts:  # as it stands: no YAML, to which `#1` and `null` are nothing
             kwargs["type"] = str
         default = field.default
         if field.default_factory is not dataclasses.MISSING:

@@ -48,7 +48,7 @@ class EvaluateOptions:
             defines one; or perplexity, of any text.
         data: The records: .jsonl, .csv, .tsv or .parquet files, tfds:NAME or hf:NAME; for perplexity any text. Without
             any, small sets that are made here, for trying out.
-        map: Fields that have other names in the data, as FIELD=COLUMN.
+        map: Fields that have other names in the data, as FIELD=COLUMN; for perplexity text=COLUMN.
         train: Records that the baselines may learn from.
         limit: Take only so many records, spread evenly over the data.
         compare: Other models, to be measured in the same way.

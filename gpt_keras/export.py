@@ -25,6 +25,7 @@ from typing import Any, ClassVar, Literal, cast
 from gpt_keras import command
 from gpt_keras.backend import choose_backend, start_backend
 from gpt_keras.data.errors import InputError
+from gpt_keras.data.files import check_replaceable
 
 
 @dataclass
@@ -73,6 +74,8 @@ def main(options: ExportOptions) -> None:
         raise InputError("--context-length is for --format litert and litertlm")
     if options.format == "gguf" and options.output.is_dir():
         raise InputError(f"--output {options.output} is a folder; name the .gguf file to write")
+    if options.format == "folder":
+        check_replaceable(options.output)
     suffix = {"litert": ".tflite", "litertlm": ".litertlm"}.get(options.format)
     if suffix is not None and options.output.suffix != suffix:
         raise InputError(f"--output {options.output}: name the {suffix} file to write")

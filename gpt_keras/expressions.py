@@ -37,10 +37,10 @@ def automaton(
     if not expression:
         raise InputError("the regular expression is empty")
     # Without an end, the first alternative that matches would hide longer ones: `1|12` would never be 12.
+    ended = f"(?:{plain(expression)}){_END}"
     mark, marked = end_id + 1, _END.encode()
     try:
-        vocabulary = core.Vocabulary(end_id, tokens | {marked: [*tokens.get(marked, []), mark]})
-        index = core.Index(f"(?:{_plain(expression)}){_END}", vocabulary)
+        index = core.Index(ended, core.Vocabulary(end_id, tokens | {marked: [*tokens.get(marked, []), mark]}))
     except ValueError as error:
         reason = str(error).splitlines()[0]
         if "incompatible with the regex" in reason:
@@ -68,10 +68,13 @@ def outlines(module: str = "outlines_core") -> Any:
         ) from error
 
 
-def _plain(expression: str) -> str:
+def plain(expression: str) -> str:
     r"""The expression without `^` and `$` around its alternatives, and with `\d`, `\w` and `\s` for ASCII alone.
 
     So that programs of every kind read the text the same way.
+
+    Raises:
+        InputError: A `^` or `$` is elsewhere, or a group ends that has not begun.
     """
     parts = re.findall(r"\\.|.", expression, re.DOTALL)
     classes, groups, found = 0, 0, []
@@ -85,6 +88,8 @@ def _plain(expression: str) -> str:
             part = _ASCII[part] if classes else f"[{_ASCII[part]}]"
         elif not classes:
             groups += (part == "(") - (part == ")")
+            if groups < 0:
+                raise _unusable(expression, "a ) without its (")
             if part in ("^", r"\A", "$", r"\z"):
                 beside = before if part in ("^", r"\A") else after
                 if groups or beside not in ([], ["|"]):

@@ -35,7 +35,7 @@ _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def save_folder(model: GPT, tokenizer: Tokenizer | None, path: str | Path) -> None:
-    """Write the model folder at `path`; it appears whole or not at all, and an old model folder is replaced.
+    """Write the model folder at `path`; it appears whole or not at all, and an old one is replaced.
 
     Args:
         model: Weights are stored as float32.
@@ -43,11 +43,9 @@ def save_folder(model: GPT, tokenizer: Tokenizer | None, path: str | Path) -> No
         path: The folder.
 
     Raises:
-        InputError: The tokenizer does not fit the model, there is a folder of something else, or the disk is full.
+        InputError: The tokenizer does not fit the model, or the disk is full.
     """
     _check_vocabulary(tokenizer, model.config, "this model")
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file() and any(Path(path).iterdir()):
-        raise InputError(f"{path}: there is a folder of something else; name one that is new, empty or of a model")
     ids = {} if tokenizer is None else token_ids(tokenizer)
     with whole_folder(path) as folder:
         _write_json(folder / "config.json", {**architectures.write_config(model.config), **ids})

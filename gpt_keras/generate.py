@@ -37,7 +37,8 @@ class GenerateOptions:
         prompts: A file of prompts instead, a line each; in a .jsonl file the field "prompt" of each object.
         output: With --prompts, the .jsonl file to write instead of standard output.
         batch_size: With --prompts, how many are continued at once.
-        max_new_tokens: Stop after this many tokens; by default after 128, or where the context is full.
+        max_new_tokens: Stop after this many tokens; by default after 128 (or min_new_tokens, if that is more), or
+            where the context is full.
         min_new_tokens: Do not end before this many.
         temperature: 0 is greedy; below 1 sharper, above 1 flatter.
         top_k: Draw from this many most probable tokens; 0 from all.
@@ -49,7 +50,7 @@ class GenerateOptions:
         no_repeat_ngram_size: No run of this many tokens comes twice; 0 is off.
         banned_tokens: Token ids that are never chosen, as a list like [1,2].
         allowed_tokens: The only token ids that are chosen.
-        stop: A string before which the text ends, or several as a list like ["END", "STOP"].
+        stop: A string before which the text ends, or several as a JSON list like ["END", "STOP"].
         regex: The text matches this regular expression.
         json_schema: The text is JSON that the schema in this file allows.
         num_sequences: Continuations of each prompt.
@@ -65,6 +66,7 @@ class GenerateOptions:
     """
 
     POSITIONAL: ClassVar = ("model",)
+    TEXTS: ClassVar = ("prompt", "stop", "regex")
     model: str
     prompt: str | None = None
     prompts: Path | None = None

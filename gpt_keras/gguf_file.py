@@ -236,7 +236,7 @@ class GGUFModel:
 
     def _rope_scaling(self, head_dim: int, theta: float) -> dict[str, Any] | None:
         old = self._get("rope.scale_linear", float, 1.0)  # what files of 2023 have
-        factor = self._get("rope.scaling.factor", float, old or 1.0)
+        factor = self._get("rope.scaling.factor", float, old) or 1.0
         kind = self._get("rope.scaling.type", str, "linear" if factor != 1.0 else "none")
         if self._kind == "llama" and ROPE_FREQUENCIES in self._file.shapes:
             if kind != "none":

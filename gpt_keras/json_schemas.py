@@ -106,6 +106,8 @@ def _check_schema(schema: Any, place: str) -> None:
         raise refuse("oneOf is supported for different types alone: use anyOf")
     if {} in [*properties.values(), schema.get("additionalProperties")]:
         raise refuse("a property that may be anything is not supported: say its type")
+    if isinstance(schema.get("pattern"), str):
+        expressions.plain(schema["pattern"])  # by itself, before it is put into a group
     for keyword in {"pattern", "format"} & set(schema):
         _check_text(_regex_of({"type": "string", keyword: schema[keyword]}), refuse)
     inner = []

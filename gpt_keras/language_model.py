@@ -16,6 +16,7 @@ from gpt_keras.config import GPTConfig
 from gpt_keras.continuation import Completion
 from gpt_keras.data.conversations import Message, encode_conversation, turn_ends
 from gpt_keras.data.errors import InputError
+from gpt_keras.data.files import check_replaceable
 from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.decoding import Decoder
 from gpt_keras.folder import load_folder, save_folder
@@ -171,7 +172,12 @@ class LanguageModel:
         return total
 
     def save(self, path: str | Path) -> None:
-        """Write the model folder (`gpt_keras.folder`)."""
+        """Write the model folder (`gpt_keras.folder`), in place of one that is there.
+
+        Raises:
+            InputError: There is a folder of more than a model, or the disk is full.
+        """
+        check_replaceable(path)
         save_folder(self.model, self.tokenizer, path)
 
 

@@ -34,6 +34,7 @@ from gpt_keras.parts import Projection
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_ON_HUB = r"[\w.-]+/[\w.-]+"
 
 
 def add_lora(model: GPT, rank: int, alpha: float | None = None) -> None:
@@ -140,10 +141,12 @@ class Adapter:
             max(ranks.values(), key=list(ranks.values()).count),
             max(alphas.values(), key=list(alphas.values()).count),
         )
+        on_hub = re.fullmatch(rf"({_ON_HUB})@([\w./-]+)", self.base)
         said = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": self.base,
+            "base_model_name_or_path": on_hub[1] if on_hub else self.base,
+            "revision": on_hub[2] if on_hub else None,
             "r": rank,
             "lora_alpha": alpha,
             "lora_dropout": 0.0,
@@ -265,6 +268,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         unsupported.append("bias")
     if kind != "LORA" or unsupported:
         raise InputError(f"{file}: {unsupported[0] if unsupported else kind} is not supported, only plain LoRA")
+    if said.get("revision") and re.fullmatch(_ON_HUB, base):
+        said["base_model_name_or_path"] = f"{base}@{said['revision']}"
     return dict(said)
 
 

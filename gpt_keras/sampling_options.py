@@ -18,7 +18,8 @@ class SamplingOptions:
     Penalties come first, then what is banned, then temperature, top-k, top-p and min-p, as in transformers.
 
     Args:
-        max_new_tokens: Stop after this many tokens; by default after 128, or where the context is full.
+        max_new_tokens: Stop after this many tokens; by default after 128 (or min_new_tokens, if that is more), or
+            where the context is full.
         min_new_tokens: Do not end before this many.
         temperature: 0 is greedy; below 1 sharper, above 1 flatter.
         top_k: Draw from this many most probable tokens; 0 from all.

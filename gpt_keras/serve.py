@@ -60,6 +60,7 @@ class ServeOptions:
     """
 
     POSITIONAL: ClassVar = ("saved_models",)
+    TEXTS: ClassVar = ("api_key",)
     saved_models: Path = Path("saved_models")
     model: list[str] = field(default_factory=list)
     host: str = "127.0.0.1"

@@ -10,6 +10,7 @@ import pytest
 
 import gpt_keras
 from gpt_keras.command import parse
+from gpt_keras.data.errors import InputError
 from gpt_keras.folder import save_folder
 from gpt_keras.generate import GenerateOptions, read_prompts
 from gpt_keras.language_model import LanguageModel
@@ -94,7 +95,7 @@ def test_a_folder_of_something_else_is_not_replaced(folder, tmp_path):
     folder.rename(tmp_path / "run" / "adapter")
     done = run("export", tmp_path / "run" / "adapter", "--format", "folder", "--output", tmp_path / "run")
     assert done.returncode == 2
-    assert b"a folder of something else" in done.stderr
+    assert b"a folder of more than a model" in done.stderr
     assert (tmp_path / "run" / "adapter" / "config.json").is_file()
 
 
@@ -117,6 +118,13 @@ def test_texts_are_taken_as_they_stand(arguments, expected, tmp_path):
     arguments = [str(tmp_path / "r.yaml") if part == "RECIPE" else part for part in arguments]
     options = parse(GenerateOptions, "generate", ["model", *arguments])
     assert {name: getattr(options, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("given", ["2024-01-01", "1", "null"])
+def test_stop_strings_that_are_none_are_one_clear_line(given, tmp_path):
+    (tmp_path / "r.yaml").write_text(f"stop: [END, {given}]\n")
+    with pytest.raises(InputError, match="stop must be a text or a list of texts"):
+        parse(GenerateOptions, "generate", [str(tmp_path / "r.yaml"), "model"])
 
 
 def test_help_names_every_flag():

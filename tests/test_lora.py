@@ -131,6 +131,8 @@ def test_an_adapter_of_a_model_on_the_hub_may_name_its_revision(tmp_path, monkey
     save_folder(build(CONFIGS["llama"]), None, tmp_path / "base")
     monkeypatch.setattr("gpt_keras.language_model.hub_folder", lambda name: asked.append(name) or tmp_path / "base")
     Adapter.of(learned(CONFIGS["llama"]), "org/base@v1.0").save(tmp_path / "adapter", CONFIGS["llama"])
+    said = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (said["base_model_name_or_path"], said["revision"]) == ("org/base", "v1.0")  # as PEFT has it
     gpt_keras.load(tmp_path / "adapter")
     assert asked == ["org/base@v1.0"]
 

@@ -98,6 +98,20 @@ def _replacing(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def check_replaceable(path: str | Path) -> None:
+    """See that nothing would be lost if a model folder took this place: it is free, empty, or a model's folder with
+    files alone in it.
+
+    Raises:
+        InputError: There is something else.
+    """
+    there = list(Path(path).iterdir()) if Path(path).is_dir() else []
+    if there and not (all(entry.is_file() for entry in there) and "config.json" in {entry.name for entry in there}):
+        raise InputError(
+            f"{path}: there is a folder of more than a model; name one that is new, empty, or a model's of files alone"
+        )
+
+
 def put_in_place(partial: Path, path: Path, old: Path) -> None:
     """Rename a file or folder to `path`; a folder that is there goes to `old` first and is then removed."""
     if path.is_dir():  # os.replace cannot put one folder over another

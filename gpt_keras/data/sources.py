@@ -139,6 +139,10 @@ def parse_weight(source: str) -> tuple[str, float | None]:
 
 def _find_files(source: str) -> tuple[list[Path], Path]:
     path = Path(source)
+    if "://" in source:
+        copy = {"gs": "gcloud storage cp -r", "s3": "aws s3 cp --recursive"}.get(source.partition("://")[0])
+        how = f" ({copy} {source} .)" if copy else ""
+        raise InputError(f"{source}: is not on a local disk: copy it first{how}; corpus prepare --runner reads buckets")
     if path.is_file():
         if not path.name.lower().endswith(ENDINGS) and path.suffix:
             raise InputError(f"{source}: a file ending in {path.suffix} is not read; endings are {', '.join(ENDINGS)}")
@@ -153,11 +157,6 @@ def _find_files(source: str) -> tuple[list[Path], Path]:
         if not files:
             raise InputError(f"{source}: no file matches this pattern (from {Path.cwd()})")
         return files, Path(os.path.commonpath([file.parent for file in files]))
-    if "://" in source:
-        raise InputError(
-            f"{source}: is not on a local disk; copy it first (gcloud storage cp -r {source} ., or aws s3 cp "
-            "--recursive), mount the bucket, or have text prepared from there by corpus prepare --runner"
-        )
     raise InputError(
         f"{source}: no such file or folder; a source is a path, a glob, python-stdlib, tfds:NAME or hf:NAME"
     )

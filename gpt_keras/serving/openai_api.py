@@ -137,7 +137,9 @@ class OpenAIAPI:
                     echoed.extend(text for text in texts for _ in range(asked.n or 1))
             except InputError as error:
                 raise APIError(400, str(error), param="prompt") from error
-            wanted = asked.most_tokens or DEFAULT_COMPLETION_TOKENS
+            wanted = asked.most_tokens
+            if wanted is None and asked.schema_of_text is None:
+                wanted = DEFAULT_COMPLETION_TOKENS
             return self._jobs(asked, model, prompts, generator, wanted, asked.logprobs)
 
         echoed: list[str] = []

@@ -36,11 +36,12 @@ class Guard:
         self._smoothed: float | None = None
         self._lowest = math.inf
         self._above = 0
+        self._finite = True
 
     @property
     def sound(self) -> bool:
-        """Whether there is no spike."""
-        return self._above == 0
+        """Whether there is no spike that may end the run."""
+        return self._finite and (self._above == 0 or not self._steps)
 
     def check(self, step: int, loss: float, gradient_norm: float) -> None:
         """Take the loss and gradient of a step into account.
@@ -49,7 +50,7 @@ class Guard:
             DivergedError: One is not finite, or a spike has lasted too long.
         """
         if not math.isfinite(loss) or not math.isfinite(gradient_norm):
-            self._above = max(1, self._above)
+            self._finite = False
             raise DivergedError(f"the loss is {loss} and the gradient's norm {gradient_norm} at step {step}")
         before = loss if self._smoothed is None else self._smoothed
         self._smoothed = self.SMOOTHING * before + (1 - self.SMOOTHING) * loss

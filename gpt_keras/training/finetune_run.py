@@ -27,6 +27,7 @@ from gpt_keras.data.errors import InputError
 from gpt_keras.data.files import whole_file
 from gpt_keras.data.finetuning import Examples
 from gpt_keras.evaluation.answers import Answerer
+from gpt_keras.folder import save_folder
 from gpt_keras.language_model import HUB, LanguageModel, load
 from gpt_keras.lora import Adapter, add_lora, hold_frozen
 from gpt_keras.model import GPT
@@ -254,7 +255,7 @@ class FinetuneRun:
     def _save(self, lm: LanguageModel) -> Path:
         if self.options.lora is None:
             path = self.folder / "model"
-            lm.save(path)
+            save_folder(lm.model, lm.tokenizer, path)
         else:
             path = self.folder / "adapter"
             base = _lasting_name(self.options.model)

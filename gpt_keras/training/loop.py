@@ -99,8 +99,7 @@ class Loop:
                 self._checkpoints.save()
                 self._writer.wait()
                 leave()
-                where = "there" if self.pace.sound else "the last checkpoint, since the loss is far above where it was"
-                say(self._console, f"stopped after step {self.pace.step}; the same command goes on from {where}")
+                say(self._console, f"stopped after step {self.pace.step}{self._whence()}")
             raise
         except DivergedError as error:
             self._writer.wait()
@@ -108,6 +107,13 @@ class Loop:
         finally:
             self.record.close()
             self._writer.wait()
+
+    def _whence(self) -> str:
+        if self.pace.sound:
+            return "; the same command goes on from there"
+        last = newest_step(self._folder)
+        where = f"from step {last}, the last checkpoint" if last else "at the beginning, for there is no checkpoint"
+        return f", the loss being far above where it was; the same command goes on {where}"
 
     def _advice(self) -> str:
         last = newest_step(self._folder)

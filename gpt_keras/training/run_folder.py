@@ -126,7 +126,8 @@ def check_data(options: TrainOptions) -> None:
     if not prepared:
         for name in given:
             open_source(name, options.text_key)
-        if options.tokenizer is not None and options.vocabulary_size is not None:
+        both = options.tokenizer is not None and options.vocabulary_size is not None
+        if both and read_recorded(options.run_dir) is None:  # runs begun so before this was refused go on
             raise InputError("--vocabulary-size is that of --tokenizer, where one is given: leave it out")
         return
     if len(prepared) < len(given):

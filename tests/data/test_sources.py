@@ -106,8 +106,12 @@ def test_missing_sources_are_named(tmp_path, monkeypatch, source):
 
 
 def test_a_bucket_is_to_be_copied_first():
-    with pytest.raises(InputError, match=r"gs://bucket/corpus: is not on a local disk; copy it first"):
-        open_source("gs://bucket/corpus")
+    for source, words in (
+        ("gs://b/*.jsonl", r"copy it first \(gcloud"),
+        ("https://a.b/c.txt", "copy it first; corpus"),
+    ):
+        with pytest.raises(InputError, match=words):
+            open_source(source)
 
 
 def test_tensorflow_datasets_on_local_files(tmp_path, monkeypatch):

@@ -65,6 +65,10 @@ def test_guard_stops_on_what_is_not_a_number_and_on_a_spike_that_stays():
     patient = Guard(1.0, 0)
     for step in range(500):
         patient.check(step, 1.0 if step < 10 else 9.0, 1.0)
+    assert patient.sound  # or there would never be a checkpoint again
+    with pytest.raises(DivergedError):
+        patient.check(500, float("nan"), 1.0)
+    assert not patient.sound
 
 
 def test_nothing_is_saved_while_the_loss_is_far_above_where_it_was(tmp_path):
