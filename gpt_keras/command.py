@@ -117,7 +117,8 @@ def _recipe(path: str, options_type: type) -> str:
     for name, value in recipe.items():
         if hints.get(name) == list[str] and isinstance(value, str):
             recipe[name] = [value]
-        elif hints.get(name) == _TEXTS and isinstance(value, list):
+        elif hints.get(name) == _TEXTS and isinstance(value, list | None):
+            value = value or []
             if not all(isinstance(text, str) for text in value):
                 raise InputError(f"{path}: {name} must be a text or a list of texts; put quotes around each")
             recipe[name] = json.dumps(value)

@@ -106,8 +106,13 @@ def _check_schema(schema: Any, place: str) -> None:
         raise refuse("oneOf is supported for different types alone: use anyOf")
     if {} in [*properties.values(), schema.get("additionalProperties")]:
         raise refuse("a property that may be anything is not supported: say its type")
-    if isinstance(schema.get("pattern"), str):
-        expressions.plain(schema["pattern"])  # by itself, before it is put into a group
+    if "pattern" in schema:
+        if not isinstance(schema["pattern"], str):
+            raise refuse("pattern must be a text")
+        try:
+            expressions.plain(schema["pattern"])
+        except InputError as error:
+            raise refuse(str(error)) from error
     for keyword in {"pattern", "format"} & set(schema):
         _check_text(_regex_of({"type": "string", keyword: schema[keyword]}), refuse)
     inner = []
@@ -182,9 +187,7 @@ def _grouped(schema: Any) -> Any:
     for keyword in {"items", "additionalProperties"} & set(schema):
         found[keyword] = _grouped(schema[keyword])
     if isinstance(pattern := schema.get("pattern"), str):
-        pattern = pattern.removeprefix("^")
-        ends = pattern.endswith("$") and not re.search(r"(?<!\\)(\\\\)*\\\$$", pattern)
-        found["pattern"] = f"^(?:{pattern[:-1] if ends else pattern})$"
+        found["pattern"] = f"^(?:{expressions.plain(pattern)})$"
     return found
 
 

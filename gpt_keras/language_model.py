@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +20,7 @@ from gpt_keras.data.tokenizer import Tokenizer
 from gpt_keras.decoding import Decoder
 from gpt_keras.folder import load_folder, save_folder
 from gpt_keras.generation import Generator
-from gpt_keras.lora import Adapter, AdapterSwitch, is_adapter, read_adapter_config
+from gpt_keras.lora import Adapter, AdapterSwitch, is_adapter, on_hub, read_adapter_config
 from gpt_keras.model import GPT
 from gpt_keras.sampling_options import SamplingOptions
 
@@ -238,13 +237,14 @@ def model_files(path: str | Path) -> list[Path]:
 
 def _base_of(adapter: Path) -> str:
     """The model that an adapter is for; a path is looked for from here, and then from the adapter's folder."""
-    base = str(read_adapter_config(adapter)["base_model_name_or_path"])
+    said = read_adapter_config(adapter)
+    base = str(said["base_model_name_or_path"])
     if base == SMOLLM2 or base.startswith(HUB) or Path(base).exists():
         return base
     if (adapter / base).exists():
         return str(adapter / base)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", base):  # as PEFT writes a model on the hub
-        return HUB + base
+    if name := on_hub(said):
+        return HUB + name
     raise InputError(f"{adapter}: the model that this adapter is for, {base}, is not there")
 
 

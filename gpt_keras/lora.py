@@ -141,7 +141,7 @@ class Adapter:
             max(ranks.values(), key=list(ranks.values()).count),
             max(alphas.values(), key=list(alphas.values()).count),
         )
-        on_hub = re.fullmatch(rf"({_ON_HUB})@([\w./-]+)", self.base)
+        on_hub = None if Path(self.base).exists() else re.fullmatch(rf"({_ON_HUB})@([\w./-]+)", self.base)
         said = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -207,7 +207,8 @@ class Adapter:
             raise InputError(f"{folder / WEIGHTS}: unknown tensor {min(tensors)} ({len(tensors)} in all)")
         if not all(np.isfinite(half).all() for pair in parts.values() for half in pair):
             raise InputError(f"{folder / WEIGHTS}: holds values that are not finite (NaN or infinity)")
-        return cls(parts, alpha, str(said["base_model_name_or_path"]))
+        base = str(said["base_model_name_or_path"])
+        return cls(parts, alpha, base if Path(base).exists() else on_hub(said) or base)
 
 
 class AdapterSwitch:
@@ -268,9 +269,15 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         unsupported.append("bias")
     if kind != "LORA" or unsupported:
         raise InputError(f"{file}: {unsupported[0] if unsupported else kind} is not supported, only plain LoRA")
-    if said.get("revision") and re.fullmatch(_ON_HUB, base):
-        said["base_model_name_or_path"] = f"{base}@{said['revision']}"
     return dict(said)
+
+
+def on_hub(said: dict[str, Any]) -> str | None:
+    """`ORG/NAME` or `ORG/NAME@REVISION` of the base that an adapter_config.json names, if it is one on the hub."""
+    base, revision = str(said["base_model_name_or_path"]), said.get("revision")
+    if re.fullmatch(_ON_HUB, base) is None:
+        return base if re.fullmatch(rf"{_ON_HUB}@[\w./-]+", base) else None
+    return f"{base}@{revision}" if revision else base
 
 
 def _scale(said: dict[str, Any], name: str, rank: int) -> float:

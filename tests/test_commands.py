@@ -89,14 +89,21 @@ def test_tokenizer_and_corpus_commands(source, tmp_path):
     assert run("corpus", "inspect", tmp_path).returncode == 2
 
 
-def test_a_folder_of_something_else_is_not_replaced(folder, tmp_path):
+@pytest.mark.parametrize("beside", ["log.txt", "config.json"])
+def test_a_folder_of_more_than_a_model_is_not_replaced(beside, folder, tmp_path):
     """The run's folder, say, in place of a new one in it."""
     (tmp_path / "run").mkdir()
+    (tmp_path / "run" / beside).write_text("{}")
     folder.rename(tmp_path / "run" / "adapter")
     done = run("export", tmp_path / "run" / "adapter", "--format", "folder", "--output", tmp_path / "run")
     assert done.returncode == 2
     assert b"a folder of more than a model" in done.stderr
     assert (tmp_path / "run" / "adapter" / "config.json").is_file()
+    lm = gpt_keras.load(tmp_path / "run" / "adapter")
+    lm.save(tmp_path / "run" / "adapter")
+    (tmp_path / "run" / "adapter" / "optimizer.pt").touch()
+    with pytest.raises(InputError, match="more than a model"):
+        lm.save(tmp_path / "run" / "adapter")
 
 
 @pytest.mark.parametrize(
@@ -125,6 +132,8 @@ def test_stop_strings_that_are_none_are_one_clear_line(given, tmp_path):
     (tmp_path / "r.yaml").write_text(f"stop: [END, {given}]\n")
     with pytest.raises(InputError, match="stop must be a text or a list of texts"):
         parse(GenerateOptions, "generate", [str(tmp_path / "r.yaml"), "model"])
+    (tmp_path / "r.yaml").write_text("stop: null\n")
+    assert parse(GenerateOptions, "generate", [str(tmp_path / "r.yaml"), "model"]).stop == []
 
 
 def test_help_names_every_flag():

@@ -64,6 +64,7 @@ LEAVES = st.one_of(
     st.builds(lambda values: {"enum": values}, st.lists(st.sampled_from(["x.y", 'a"b', 1, None, True]), min_size=1)),
     st.just({"type": "string", "pattern": "^[a-c]{2}$"}),
     st.just({"type": "string", "pattern": "^yes|no$"}),
+    st.just({"type": "string", "pattern": "^yes$|^no$"}),
     st.just({"oneOf": [{"type": "integer"}, {"type": "string", "pattern": "a|b"}]}),
     st.just({"type": "string", "format": "date"}),
 )
@@ -231,7 +232,11 @@ def test_an_expression_that_cannot_be_used_is_one_clear_line(vocabulary, express
         ),
         ({"type": "object", "properties": {}, "required": ["b"]}, 'required names "b"'),
         ({"type": "string", "pattern": ".*"}, "is not supported"),
-        ({"type": "object", "properties": {"x": {"type": "string", "pattern": "a)|(b"}}}, "a ) without its ("),
+        (
+            {"type": "object", "properties": {"x": {"type": "string", "pattern": "a)|(b"}}},
+            "at #/properties/x: the regular expression",
+        ),
+        ({"type": "string", "pattern": 5}, "pattern must be a text"),
         ({"allOf": [{"type": "string"}]}, "allOf is not supported"),
         ({"properties": {'a"b': {"type": "null"}}}, "property name"),
         ({"type": "string", "minLength": 3, "maxLength": 1}, "cannot be used"),

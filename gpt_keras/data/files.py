@@ -17,6 +17,7 @@ PARTIAL = ".partial-"
 
 
 _OLD = "-old"
+_OF_MODELS = (".json", ".safetensors", ".model", ".jinja", ".txt", ".md")
 FULL_BYTES = 1 << 20
 """A disk with less than this free counts as full when writing to it failed."""
 
@@ -99,17 +100,15 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def check_replaceable(path: str | Path) -> None:
-    """See that nothing would be lost if a model folder took this place: it is free, empty, or a model's folder with
-    files alone in it.
+    """See that nothing but a model would be lost if a model folder took this place.
 
     Raises:
-        InputError: There is something else.
+        InputError: There is a folder with more in it than a model's files.
     """
     there = list(Path(path).iterdir()) if Path(path).is_dir() else []
-    if there and not (all(entry.is_file() for entry in there) and "config.json" in {entry.name for entry in there}):
-        raise InputError(
-            f"{path}: there is a folder of more than a model; name one that is new, empty, or a model's of files alone"
-        )
+    known = [entry.is_file() and (entry.suffix in _OF_MODELS or entry.name.startswith(".")) for entry in there]
+    if there and not (all(known) and "config.json" in {entry.name for entry in there}):
+        raise InputError(f"{path}: there is a folder of more than a model; name a new one, or remove what is in it")
 
 
 def put_in_place(partial: Path, path: Path, old: Path) -> None:

@@ -141,8 +141,8 @@ def _find_files(source: str) -> tuple[list[Path], Path]:
     path = Path(source)
     if "://" in source:
         copy = {"gs": "gcloud storage cp -r", "s3": "aws s3 cp --recursive"}.get(source.partition("://")[0])
-        how = f" ({copy} {source} .)" if copy else ""
-        raise InputError(f"{source}: is not on a local disk: copy it first{how}; corpus prepare --runner reads buckets")
+        how = f" ({copy} does), or give text to corpus prepare --runner" if copy else ""
+        raise InputError(f"{source}: is not on a local disk: copy it first{how}")
     if path.is_file():
         if not path.name.lower().endswith(ENDINGS) and path.suffix:
             raise InputError(f"{source}: a file ending in {path.suffix} is not read; endings are {', '.join(ENDINGS)}")

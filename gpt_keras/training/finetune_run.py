@@ -174,7 +174,7 @@ class FinetuneRun:
             model, options, done, self.console, measure, tokens, measures_at_end=True, patience=options.patience
         )
         loop.run(objective.dataset(done.step))
-        best = restore_checkpoint(model, folder, best=True).step
+        best = restore_checkpoint(model, folder, best=True).step or loop.pace.step  # 0: there is none
         if best != loop.pace.step:
             say(self.console, f"the best checkpoint, of step {best}, is taken")
         return loop, best

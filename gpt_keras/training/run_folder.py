@@ -127,7 +127,7 @@ def check_data(options: TrainOptions) -> None:
         for name in given:
             open_source(name, options.text_key)
         both = options.tokenizer is not None and options.vocabulary_size is not None
-        if both and read_recorded(options.run_dir) is None:  # runs begun so before this was refused go on
+        if both and (options.restart or read_recorded(options.run_dir) is None):  # runs that were begun so go on
             raise InputError("--vocabulary-size is that of --tokenizer, where one is given: leave it out")
         return
     if len(prepared) < len(given):
