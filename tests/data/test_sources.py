@@ -42,7 +42,7 @@ def test_json_lines_with_a_text_key(tmp_path):
     path = tmp_path / "records.jsonl"
     path.write_text("".join(json.dumps({"body": f"text {i}"}) + "\n" for i in range(3)))
     assert [d.text for d in read(path, text_key="body")] == ["text 0", "text 1", "text 2"]
-    with pytest.raises(InputError, match=r"records\.jsonl:1: no field 'text'; there are body: choose one with --text-key"):
+    with pytest.raises(InputError, match=r":1: no field 'text'; there are body: choose one with --text-key"):
         read(path)
 
 
