@@ -96,7 +96,8 @@ def _fit(model: Any, case: Case, steps: int) -> list[float]:
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             float(logs["loss"])  # waits for the step
             ends.append(time.perf_counter())
-            self.model.stop_training = _enough(np.diff(ends)[WARM_UP:].tolist())
+            if _enough(np.diff(ends)[WARM_UP:].tolist()):
+                self.model.stop_training = True  # on JAX `model` puts the state back into the variables
 
     tokens, count = case.tokens, WARM_UP + steps + 1
     data: Any = ((tokens[:, :-1], tokens[:, 1:]) for _ in range(count))  # needs no TensorFlow

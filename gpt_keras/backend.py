@@ -31,7 +31,9 @@ def choose_backend(name: str | None = None) -> str:
 
 def demand_determinism() -> None:
     """Have a GPU add numbers up in the same order every time; a CPU does so anyway. Before a backend is imported."""
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    # Then XLA tries no variants of a product, and for Triton's it has none to fall back to: they do not compile.
+    flags = "--xla_gpu_deterministic_ops=true --xla_gpu_enable_triton_gemm=false"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     os.environ["TF_DETERMINISTIC_OPS"] = "1"
 
 

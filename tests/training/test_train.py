@@ -132,6 +132,16 @@ def uninterrupted(source, tmp_path_factory) -> tuple[list[str], Path, float]:
     return arguments, folder / "run", time.monotonic() - begin
 
 
+@pytest.mark.slow
+def test_what_makes_a_gpu_deterministic_changes_nothing_on_a_cpu(source, finished):
+    """A compiler ends the process where it does not know a flag."""
+    folder, _ = finished
+    done = train("--data", source, *SMALL, "--steps", 30, "--run-dir", folder / "same", "--export-dir", "null",
+                 "--evaluations", 2, "--deterministic")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert losses(folder / "same") == losses(folder / "one")
+
+
 KILLS = int(os.environ.get("GPT_KERAS_TEST_KILLS", "3"))
 """More of them take longer."""
 
