@@ -46,12 +46,12 @@ class Run:
             time.sleep(0.05)
         raise AssertionError(f"step {step} did not come: {self.end()}")
 
-    def end(self) -> list[tuple[int, str]]:
-        """Exit code and standard error of every process, which all end within a minute."""
+    def end(self, seconds: float = PATIENCE) -> list[tuple[int, str]]:
+        """Exit code and standard error of every process, each of which ends within so many seconds."""
         results = []
         for process in self.processes:
             try:
-                _, errors = process.communicate(timeout=60)
+                _, errors = process.communicate(timeout=seconds)
             except subprocess.TimeoutExpired:
                 process.kill()
                 _, errors = process.communicate()
@@ -92,7 +92,7 @@ def kill_one(folder: Path, source: str, number: int, *more: str) -> None:
     while not first.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     run.processes[number].kill()
-    code, errors = run.end()[1 - number]
+    code, errors = run.end(60)[1 - number]
     assert code == 1 and "error: another process of this run is gone" in errors, errors
     assert first.exists()
 
